@@ -1,0 +1,210 @@
+"""The answer to a study's question in plain sentences, no stronger than its numbers.
+
+The comparison at matched train loss leads, since a flatter minimum at a lower loss is no news. A
+difference is claimed only where `summarise` gave a verdict.
+"""
+
+import json
+from typing import SupportsFloat
+
+import numpy as np
+import xarray as xr
+
+# What the published table says of the top layer of the MNIST network, against its own trend.
+_PUBLISHED_EXCEPTION = {"mnist": "The published exception, a larger top-layer radius for {second},"}
+_PLACE = {"all": "over all parameters", "top": "in the top layer"}
+_RELATIVE = "r/||w||"
+
+
+def sentences(summary: xr.Dataset) -> list[str]:
+    """Say what a summary shows.
+
+    Args:
+        summary: As `summarise` fills it, with its attributes except `sentences`.
+
+    Returns:
+        One to three sentences of comparison, led by the matched one, and where they apply one on
+        rays that did not cross and one on excluded networks.
+    """
+    if summary.sizes["group"] < 2:
+        return ["The study has one group of networks, so there is nothing to compare."]
+    said = [*_matched(summary), *_at_end(summary), *_bounds(summary), *_excluded(summary)]
+    return said or ["No radius was measured, so there is nothing to compare."]
+
+
+def _matched(summary: xr.Dataset) -> list[str]:
+    """The comparison between checkpoints of matched train loss, or why there is none."""
+    column = summary.sel(column="measured_matched")
+    if not _asked(column):
+        return []
+    first, second = _groups(summary)
+    loss = summary.attrs["match_loss"]
+    total = summary.sizes["network"]
+    missing = [
+        f"{group}: not reached ({count} of {total})"
+        for group in (first, second)
+        if (count := int(column["not_reached"].sel(group=group).max()))
+    ]
+    if missing:
+        return [
+            f"No comparison at matched train loss is made, since not every network reached "
+            f"{loss:g} ({'; '.join(missing)}): the question is open at matched loss."
+        ]
+    if not _comparable(column):
+        return ["No comparison at matched train loss is made, since a group has no network left."]
+    opening = (
+        f"At matched train loss (first epoch end at or below {loss:g}: {_losses(column)}; "
+        f"{_sizes(column)})"
+    )
+    said = []
+    for parameters in column["parameters"].values:
+        cell = column.sel(parameters=parameters)
+        exception = _PUBLISHED_EXCEPTION.get(summary.attrs["published"])
+        if parameters == "top" and exception:
+            said.append(_exception(cell, exception.format(second=second)))
+        else:
+            said.append(
+                f"{opening}, {_claim(cell, 'absolute')} {_place(cell)}: mean radius "
+                f"{_numbers(cell, 'absolute')}; {_relative(cell)} ({_numbers(cell, 'relative')})."
+            )
+        opening = "At matched train loss"
+    return said
+
+
+def _at_end(summary: xr.Dataset) -> list[str]:
+    """The comparison at the end of training, at whatever losses the groups ended with."""
+    column = summary.sel(column="measured_end")
+    if not _comparable(column):
+        return []
+    cells = [column.sel(parameters=parameters) for parameters in column["parameters"].values]
+    clauses = [
+        f"{_claim(cell, 'absolute')} {_place(cell)} (mean radius {_numbers(cell, 'absolute')}; "
+        f"{_relative(cell)})"
+        for cell in cells
+    ]
+    return [
+        f"At the end of training, with the train losses the groups ended with ({_losses(column)}; "
+        f"{_sizes(column)}), {', and '.join(clauses)}."
+    ]
+
+
+def _exception(cell: xr.Dataset, exception: str) -> str:
+    """Whether the published exception holds at matched loss, in each normalisation."""
+    words = {"second_flatter": "holds", "first_flatter": "does not hold"}
+    absolute, relative = (
+        words.get(_verdict(cell, scale), "is not confirmed") for scale in ("absolute", "relative")
+    )
+    numbers = [_numbers(cell, scale) for scale in ("absolute", "relative")]
+    joint = "and" if absolute == relative else f"but {relative}"
+    return (
+        f"{exception} {absolute} at matched train loss in absolute radius ({numbers[0]}) "
+        f"{joint} in {_RELATIVE} ({numbers[1]})."
+    )
+
+
+def _claim(cell: xr.Dataset, scale: str) -> str:
+    """Which minima are flatter, if the verdict names any."""
+    first, second = _groups(cell)
+    verdict = _verdict(cell, scale)
+    if verdict == "first_flatter":
+        return f"the {first} minima are flatter than the {second} ones"
+    if verdict == "second_flatter":
+        return f"the {second} minima are flatter than the {first} ones"
+    return "no difference in flatness is claimed"
+
+
+def _relative(cell: xr.Dataset) -> str:
+    """What the radius relative to the norm of the moved parameters says beside the absolute one."""
+    if _verdict(cell, "absolute") == _verdict(cell, "relative"):
+        return f"{_RELATIVE} says the same"
+    return f"by {_RELATIVE}, {_claim(cell, 'relative')}"
+
+
+def _numbers(cell: xr.Dataset, scale: str) -> str:
+    """Both means, the interval of their difference, and why it gives no verdict."""
+    name = "group_mean" if scale == "absolute" else "group_relative"
+    means = [float(cell[name].sel(group=group)) for group in _groups(cell)]
+    low, high = (float(bound) for bound in cell["interval"].sel(scale=scale))
+    values = f"{_short(means[0])} against {_short(means[1])}"
+    if np.isnan(low):
+        return f"{values}, no interval without spread between two or more networks of a group"
+    values = f"{values}, 95 % interval of the difference {_short(low)} to {_short(high)}"
+    if low <= 0 <= high:
+        return f"{values}, which includes 0"
+    if _verdict(cell, scale) == "none":
+        return f"{values}, but the smaller mean is only a lower bound"
+    return values
+
+
+def _bounds(summary: xr.Dataset) -> list[str]:
+    """Which means are lower bounds, since rays ended without a crossing."""
+    parts = []
+    for column in summary["column"].values:
+        for parameters in summary["parameters"].values:
+            for group in _groups(summary):
+                cell = summary.sel(column=column, parameters=parameters, group=group)
+                count, rays = int(cell["group_not_crossed"]), int(cell["group_rays"])
+                if count:
+                    parts.append(
+                        f"{group}, {parameters}, {str(column).replace('_', ' ')}: "
+                        f"{count} of {rays} rays"
+                    )
+    if not parts:
+        return []
+    return [f"Means are lower bounds where rays did not cross ({'; '.join(parts)})."]
+
+
+def _excluded(summary: xr.Dataset) -> list[str]:
+    """How many networks the study's rule left out."""
+    counts = summary["excluded"].max(["column", "parameters"])
+    total = summary.sizes["network"]
+    parts = [
+        f"{int(counts.sel(group=group))} of {total} {group}"
+        for group in summary["group"].values
+        if int(counts.sel(group=group))
+    ]
+    if not parts:
+        return []
+    rule = ", ".join(json.loads(summary.attrs["excluded"]))
+    return [f"Left out by the study's rule ({rule}): {', '.join(parts)} networks."]
+
+
+def _asked(column: xr.Dataset) -> bool:
+    """Whether the study asked for a column at all."""
+    meanings = column["status"].attrs["flag_meanings"].split()
+    return bool((column["status"] != meanings.index("not_measured")).any())
+
+
+def _comparable(column: xr.Dataset) -> bool:
+    """Whether both groups have a measured network."""
+    return bool((column["group_n"].sel(group=_groups(column)) > 0).all())
+
+
+def _verdict(cell: xr.Dataset, scale: str) -> str:
+    verdict = cell["verdict"]
+    return str(verdict.attrs["flag_meanings"].split()[int(verdict.sel(scale=scale))])
+
+
+def _losses(column: xr.Dataset) -> str:
+    """The groups' mean train losses, which are the same for all parameters."""
+    losses = column["group_train_loss"].isel(parameters=0).sel(group=_groups(column))
+    return f"{_short(losses[0])} against {_short(losses[1])} on average"
+
+
+def _sizes(column: xr.Dataset) -> str:
+    sizes = column["group_n"].isel(parameters=0).sel(group=_groups(column))
+    return f"n = {int(sizes[0])} against {int(sizes[1])} networks"
+
+
+def _groups(summary: xr.Dataset) -> list[str]:
+    return [str(group) for group in summary["group"].values[:2]]
+
+
+def _place(cell: xr.Dataset) -> str:
+    parameters = str(cell["parameters"].item())
+    return _PLACE.get(parameters, f"for the parameters {parameters!r}")
+
+
+def _short(value: SupportsFloat) -> str:
+    """Three significant digits, zeros kept."""
+    return f"{float(value):#.3g}".rstrip(".")

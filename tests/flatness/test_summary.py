@@ -201,11 +201,26 @@ def test_excluded_networks_are_left_out_and_counted():
     assert_array_equal(summary["excluded"].sel(group="natural"), 1)
     assert_array_equal(summary["group_n"].sel(group="natural"), 2)
     assert_allclose(summary["group_mean"].sel(group="natural", parameters="all"), 10.1)
-    assert "Left out by the study's rule (diverged, chance): 1 of 3 natural networks." in said(
-        summary
-    )
+    assert "Left out of every number here: natural network 1 (diverged)." in said(summary)
     kept = summarise(settings(summary={"exclude": []}), histories, study(apart)[1])
     assert_array_equal(kept["group_n"], 3)
+
+
+def test_a_block_can_say_itself_that_its_network_is_left_out():
+    histories = [history("natural", n, outcome="diverged" if n else "fitted") for n in range(2)]
+    blocks = [
+        block([[1.0, 2.0]], "natural", 0),
+        xr.Dataset(attrs=block([[1]], "natural", 1).attrs | {"status": "excluded"}),
+    ]
+    used = settings(
+        groups=[{"name": "natural"}],
+        training={},
+        radius={"parameters": ["all"], "protocols": ["crossing"]},
+        summary={"exclude": []},
+    )
+    cell = summarise(used, histories, merge_radii(blocks)).sel(column="measured_end")
+    assert_array_equal(cell["status"].squeeze(), [0, 2])
+    assert_array_equal(cell["excluded"], 1)
 
 
 def test_a_lower_bound_does_not_lose_a_comparison():

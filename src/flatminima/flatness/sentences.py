@@ -155,18 +155,12 @@ def _bounds(summary: xr.Dataset) -> list[str]:
 
 
 def _excluded(summary: xr.Dataset) -> list[str]:
-    """How many networks the study's rule left out."""
-    counts = summary["excluded"].max(["column", "parameters"])
-    total = summary.sizes["network"]
+    """Which networks are left out, and what became of them."""
     parts = [
-        f"{int(counts.sel(group=group))} of {total} {group}"
-        for group in summary["group"].values
-        if int(counts.sel(group=group))
+        f"{record['group']} network {record['network']} ({record['outcome']})"
+        for record in json.loads(summary.attrs["excluded"])
     ]
-    if not parts:
-        return []
-    rule = ", ".join(json.loads(summary.attrs["excluded"]))
-    return [f"Left out by the study's rule ({rule}): {', '.join(parts)} networks."]
+    return [f"Left out of every number here: {', '.join(parts)}."] if parts else []
 
 
 def _asked(column: xr.Dataset) -> bool:

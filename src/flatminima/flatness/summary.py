@@ -53,7 +53,9 @@ def summarise(
             (threshold, parameters, protocols), `summary` (exclude) and `report` (published).
         networks: The training history of every network, as in `Minimum.history`, with the
             attributes `group` and `network` (its seed) beside `outcome` and `matched_epoch`.
-        radii: What `merge_radii` returned.
+        radii: What `merge_radii` returned. A network is left out if its outcome is one that
+            `[summary] exclude` names, or if its blocks say so themselves (it diverged, so that
+            there is nothing to measure).
 
     Returns:
         A dataset with the coordinates column, parameters, group, network, scale and bound. A
@@ -81,7 +83,7 @@ def summarise(
         "split": _split(settings),
         "threshold": float(settings["radius"].get("threshold", 0.05)),
         **({} if training["match_loss"] is None else {"match_loss": training["match_loss"]}),
-        "excluded": json.dumps(list(settings["summary"]["exclude"])),
+        "excluded": json.dumps(_left_out(summary, histories)),
         "published": str(settings["report"].get("published", "")),
     }
     summary.attrs["sentences"] = json.dumps(sentences(summary), ensure_ascii=False)
@@ -185,6 +187,14 @@ def _fill_network(
     )
     for parameters in summary["parameters"].values:
         at = {"column": column, "parameters": parameters, "group": group, "network": seed}
+        key = {
+            "group": group,
+            "network": seed,
+            "checkpoint": checkpoint,
+            "parameters": str(parameters),
+            "protocol": protocol,
+            "split": _split(settings),
+        }
         if not wanted:
             status = "not_measured"
         elif str(history.attrs["outcome"]) in settings["summary"]["exclude"]:
@@ -192,18 +202,10 @@ def _fill_network(
         elif checkpoint == "matched" and epoch < 0:
             status = "not_reached"
         else:
-            status = "measured"
+            status = _remembered(radii, key)
         summary["status"].loc[at] = STATUSES.index(status)
         if status != "measured":
             continue
-        key = {
-            "group": group,
-            "network": seed,
-            "checkpoint": checkpoint,
-            "parameters": parameters,
-            "protocol": protocol,
-            "split": _split(settings),
-        }
         chosen = np.logical_and.reduce([radii[name].values == value for name, value in key.items()])
         if not chosen.any():
             raise ValueError(
@@ -221,6 +223,26 @@ def _fill_network(
         }
         for name, value in values.items():
             summary[name].loc[at] = value
+
+
+def _remembered(radii: xr.Dataset, key: Mapping[str, Any]) -> str:
+    """Why a block of radii has no rays, as it said itself, or "measured"."""
+    for record in json.loads(radii.attrs["unmeasured"]):
+        if all(record[name] == value for name, value in key.items()):
+            return str(record["status"])
+    return "measured"
+
+
+def _left_out(
+    summary: xr.Dataset, histories: Mapping[tuple[str, int], xr.Dataset]
+) -> list[dict[str, Any]]:
+    """The networks that are in no column, with the outcome of their training."""
+    excluded = (summary["status"] == STATUSES.index("excluded")).any(["column", "parameters"])
+    return [
+        {"group": group, "network": seed, "outcome": str(history.attrs["outcome"])}
+        for (group, seed), history in histories.items()
+        if excluded.sel(group=group, network=seed)
+    ]
 
 
 def _at_epoch(history: xr.Dataset, epoch: int) -> float:

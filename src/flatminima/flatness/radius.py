@@ -1,0 +1,322 @@
+"""The flatness radius: how far one can walk in a random direction before the loss has risen.
+
+`r_u(eps) = inf{t > 0 : L(w + t u) - L(w) >= eps}` with `u` uniform on the unit sphere of the moved
+parameters. On a quadratic `r = sqrt(2 eps / u'Hu)`, so a random direction sees the average
+curvature, never the worst.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float64, Int64
+from scipy.optimize import elementwise
+
+from flatminima.landscape import Landscape
+from flatminima.minimum import State
+from flatminima.subspace import Subspace, norm
+from flatminima.types import PerPoint
+
+CROSSED, CENSORED, NON_FINITE = 0, 1, 2
+OUTCOMES = "crossed censored non_finite"
+
+# The expansion starts at this share of the moved parameters' norm and doubles.
+_GUESS = 0.04
+# A bracket is scanned in this many equal cells, so that the first of several crossings is found.
+_CELLS = 8
+# How often a scan is repeated inside its first cell, or before a non-finite loss: 8^12 is 7e10.
+_RESCANS = 12
+# Steps evaluated per round of the stepwise walk: a round costs a product of the first layer per
+# direction, a step only what comes after it.
+_STRIDE = 4
+
+
+def flatness_radius(
+    landscape: Landscape,
+    state: State,
+    *,
+    threshold: float = 0.05,
+    directions: int = 20,
+    seed: int = 0,
+    parameters: str | Collection[str] = "all",
+    protocol: str = "crossing",
+    step: float = 1.0,
+    tolerance: float = 1e-3,
+    max_radius: float | None = None,
+    buffers: str = "policy",
+    first: int = 0,
+) -> xr.Dataset:
+    """Measure the flatness radius of a state along random directions.
+
+    `crossing` walks along +u and -u of every direction: a bracket grows geometrically, is scanned
+    in equal cells, and the first crossing is refined by Chandrupatla's method on the signed root of
+    the rise, all rays at once. `stepwise` is the protocol of the published study: whole steps along
+    +u until the loss has changed by the threshold either way; the radius is the last step before
+    that, a bias of about half a step downwards.
+
+    Args:
+        landscape: The network, data and loss.
+        state: Where to measure.
+        threshold: The rise of the loss that ends the walk.
+        directions: How many random directions; `crossing` walks two rays along each.
+        seed: Seed of the directions. Direction k is the same for every network of one architecture
+            and whatever else is measured.
+        parameters: What moves: "all" (trainable ones), "top", a glob, or names.
+        protocol: "crossing" or "stepwise".
+        step: Length of a step, `stepwise` only.
+        tolerance: Relative tolerance of a radius, `crossing` only.
+        max_radius: Where a walk is given up; by default twice the norm of the moved parameters.
+        buffers: "policy": the landscape's BatchNorm policy decides.
+        first: Index of the first direction, to measure a sequence in parts.
+
+    Returns:
+        A dataset over `direction` and `sign` with `radius`, `outcome` (0 crossed, 1 censored: not
+        reached by `max_radius`, 2 non_finite: the loss was not finite before it had risen),
+        `evaluations` and `reentries` (how often the scanned loss fell below the threshold again).
+        Where a ray did not cross, `radius` is the last distance known to be below.
+
+    Raises:
+        ValueError: For impossible settings, or a state whose own loss is not finite.
+    """
+    _check(threshold, directions, protocol, step, tolerance, max_radius, buffers)
+    origin = landscape.state(state)
+    names = landscape.parameter_names(parameters)
+    subspace = Subspace.random(origin, directions, seed, parameters=names, first=first)
+    length = norm({name: origin.parameters[name] for name in names})
+    limit = 2.0 * length if max_radius is None else float(max_radius)
+    if limit <= 0.0:
+        raise ValueError(
+            "expected moved parameters that are not all zero, got norm 0; give max_radius"
+        )
+    walk = _Walk(landscape, subspace, threshold)
+    if protocol == "crossing":
+        result = _crossing(walk, guess=_GUESS * length or limit, limit=limit, tolerance=tolerance)
+        signs = [1, -1]
+    else:
+        result = _stepwise(walk, step=step, limit=limit)
+        signs = [1]
+    return _dataset(
+        result,
+        np.arange(first, first + directions),
+        signs,
+        {
+            "loss": walk.loss,
+            "threshold": threshold,
+            "norm": length,
+            "moved": sum(origin.parameters[name].numel() for name in names),
+            "parameters": parameters if isinstance(parameters, str) else ",".join(names),
+            "layer": landscape.top_layer() if parameters == "top" else "",
+            "protocol": protocol,
+            "step": step if protocol == "stepwise" else 0.0,
+            "tolerance": tolerance if protocol == "crossing" else 0.0,
+            "max_radius": limit,
+            "seed": seed,
+            "buffers": buffers,
+            "batchnorm": walk.batchnorm,
+            "path": walk.path,
+            "precision": landscape.precision,
+            "loss_name": landscape.loss_name,
+            "samples": len(landscape.dataset),
+            "dataset": landscape.dataset.name,
+            "split": landscape.dataset.split,
+            "data_digest": landscape.dataset.digest,
+        },
+    )
+
+
+@dataclass
+class _Radii:
+    """One entry per ray; rays are ordered by direction, then sign."""
+
+    radius: PerPoint
+    outcome: Int64[np.ndarray, " points"]
+    evaluations: Int64[np.ndarray, " points"]
+    reentries: Int64[np.ndarray, " points"]
+
+
+class _Walk:
+    """The rise of the loss along rays; every point is evaluated once and remembered."""
+
+    def __init__(self, landscape: Landscape, subspace: Subspace, threshold: float) -> None:
+        self._landscape, self._subspace = landscape, subspace
+        self.threshold = threshold
+        start = landscape.losses(subspace, np.zeros((1, subspace.dimensions)))
+        if not start.finite[0]:
+            raise ValueError(
+                "expected a state with a finite loss, got a non-finite one at the state itself;"
+                " check its weights and data"
+            )
+        self.loss = float(start.loss[0])
+        self.path, self.batchnorm = start.path, start.batchnorm
+        self.known: dict[tuple[int, float], float] = {}
+
+    @property
+    def directions(self) -> int:
+        return self._subspace.dimensions
+
+    def rise(
+        self,
+        distance: Float64[np.ndarray, " points"],
+        direction: Int64[np.ndarray, " points"],
+        sign: Int64[np.ndarray, " points"],
+    ) -> Float64[np.ndarray, " points"]:
+        """`L(w + sign t u) - L(w)`, NaN where the loss is not finite."""
+        keys = [(int(d), float(s * t)) for t, d, s in zip(distance, direction, sign, strict=True)]
+        new = sorted({key for key in keys if key not in self.known})
+        if new:
+            points = np.zeros((len(new), self.directions))
+            for row, (index, t) in enumerate(new):
+                points[row, index] = t
+            losses = self._landscape.losses(self._subspace, points)
+            self.known |= dict(zip(new, (losses.loss - self.loss).tolist(), strict=True))
+        return np.array([self.known[key] for key in keys])
+
+    def evaluations(self, direction: int, sign: int) -> int:
+        """How many points of a ray were evaluated."""
+        return sum(1 for index, t in self.known if index == direction and t * sign > 0)
+
+
+def _crossing(walk: _Walk, *, guess: float, limit: float, tolerance: float) -> _Radii:
+    """Expand, scan, refine; see `flatness_radius`."""
+    rays = 2 * walk.directions
+    direction, sign = np.repeat(np.arange(walk.directions), 2), np.tile([1, -1], walk.directions)
+    root = np.sqrt(walk.threshold)
+
+    def signed_root(distance: np.ndarray, ray: np.ndarray) -> np.ndarray:
+        # On a quadratic this is linear in the distance, and a secant hits the crossing at once.
+        rise = walk.rise(distance, direction[ray], sign[ray])
+        return np.asarray(np.sign(rise) * np.sqrt(np.abs(rise)) - root)
+
+    # Expand: the first of guess, 2 guess, 4 guess, ... where the walk is over.
+    high = np.full(rays, min(guess, limit))
+    active = np.arange(rays)
+    while len(active):
+        below = signed_root(high[active], active) < 0  # NaN is not below
+        active = active[below & (high[active] < limit)]
+        high[active] = np.minimum(2.0 * high[active], limit)
+
+    # Scan (low, high] in equal cells until the first event is not in the first cell of a bracket
+    # that starts at zero (there a crossing may still hide) and no crossing hides before a NaN.
+    low = np.zeros(rays)
+    outcome = np.full(rays, CENSORED)
+    reentries = np.zeros(rays, dtype=np.int64)
+    active = np.arange(rays)
+    for _ in range(_RESCANS):
+        cells = np.linspace(low[active], high[active], _CELLS + 1)[1:]
+        values = signed_root(cells.ravel(), np.tile(active, _CELLS)).reshape(cells.shape)
+        again = []
+        for column, ray in enumerate(active):
+            over = ~(values[:, column] < 0)
+            if not over.any():
+                outcome[ray], low[ray] = CENSORED, high[ray]
+                continue
+            event = int(np.argmax(over))
+            finite = np.isfinite(values[event, column])
+            outcome[ray] = CROSSED if finite else NON_FINITE
+            after = over[event:]
+            reentries[ray] += int((after[:-1] & ~after[1:]).sum())
+            start = low[ray]
+            high[ray] = cells[event, column]
+            low[ray] = cells[event - 1, column] if event else start
+            if (event == 0 and start == 0.0) or not finite:
+                again.append(ray)
+        active = np.array(again, dtype=np.int64)
+        if not len(active):
+            break
+
+    radius = low.copy()
+    crossed = np.flatnonzero(outcome == CROSSED)
+    if len(crossed):
+        found = elementwise.find_root(
+            signed_root,
+            (low[crossed], high[crossed]),
+            args=(crossed,),
+            # fatol 0: a flat crossing must not pass for a found one; x decides.
+            tolerances={"xrtol": tolerance, "xatol": 0.0, "fatol": 0.0, "frtol": 0.0},
+        )
+        radius[crossed] = np.where(found.success, found.x, low[crossed])
+        outcome[crossed[~found.success]] = NON_FINITE
+    evaluations = np.array(
+        [walk.evaluations(int(d), int(s)) for d, s in zip(direction, sign, strict=True)]
+    )
+    return _Radii(radius, outcome, evaluations, reentries)
+
+
+def _stepwise(walk: _Walk, *, step: float, limit: float) -> _Radii:
+    """Whole steps along +u until the loss has changed by the threshold, either way."""
+    rays = walk.directions
+    steps = max(1, int(np.floor(limit / step * (1 + 1e-12))))
+    taken = np.zeros(rays, dtype=np.int64)
+    outcome = np.full(rays, CENSORED)
+    active = np.arange(rays)
+    while len(active):
+        ahead = np.minimum(taken[active] + np.arange(1, _STRIDE + 1)[:, None], steps)
+        repeated = np.tile(active, _STRIDE)
+        changes = walk.rise(ahead.ravel() * step, repeated, np.ones_like(repeated))
+        changes = changes.reshape(ahead.shape)
+        again = []
+        for column, ray in enumerate(active):
+            over = ~(np.abs(changes[:, column]) < walk.threshold)
+            if over.any():
+                event = int(np.argmax(over))
+                finite = np.isfinite(changes[event, column])
+                outcome[ray] = CROSSED if finite else NON_FINITE
+                taken[ray] = ahead[event, column] - 1
+            else:
+                taken[ray] = ahead[-1, column]
+                if taken[ray] < steps:
+                    again.append(ray)
+        active = np.array(again, dtype=np.int64)
+    evaluations = np.array([walk.evaluations(ray, 1) for ray in range(rays)])
+    return _Radii(taken * step, outcome, evaluations, np.zeros(rays, dtype=np.int64))
+
+
+def _dataset(
+    result: _Radii,
+    directions: np.ndarray,
+    signs: list[int],
+    attrs: dict[str, str | float | int],
+) -> xr.Dataset:
+    shape = (len(directions), len(signs))
+    dims = ("direction", "sign")
+    dataset = xr.Dataset(
+        {
+            "radius": (dims, result.radius.reshape(shape)),
+            "outcome": (dims, result.outcome.astype(np.int8).reshape(shape)),
+            "evaluations": (dims, result.evaluations.astype(np.int32).reshape(shape)),
+            "reentries": (dims, result.reentries.astype(np.int32).reshape(shape)),
+        },
+        coords={"direction": directions, "sign": signs},
+        attrs=attrs,
+    )
+    dataset["radius"].attrs["long_name"] = "distance in weight space"
+    dataset["outcome"].attrs.update(
+        flag_values=[CROSSED, CENSORED, NON_FINITE], flag_meanings=OUTCOMES
+    )
+    return dataset
+
+
+def _check(
+    threshold: float,
+    directions: int,
+    protocol: str,
+    step: float,
+    tolerance: float,
+    max_radius: float | None,
+    buffers: str,
+) -> None:
+    if protocol not in ("crossing", "stepwise"):
+        raise ValueError(
+            f"expected protocol 'crossing' or 'stepwise', got {protocol!r}; check the spelling"
+        )
+    if buffers != "policy":
+        raise ValueError(f"expected buffers 'policy', got {buffers!r}; no other is known")
+    if directions < 1:
+        raise ValueError(f"expected at least 1 direction, got {directions}; 20 is usual")
+    named = {"threshold": threshold, "step": step, "tolerance": tolerance}
+    if max_radius is not None:
+        named["max_radius"] = max_radius
+    for name, value in named.items():
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"expected a positive {name}, got {value}; give a finite one above 0")

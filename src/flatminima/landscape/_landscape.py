@@ -1,0 +1,371 @@
+"""The `Landscape`: a network, a dataset and a loss, as a function on weight space."""
+
+import copy
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flatminima._seeds import derive_seed
+from flatminima.data import Dataset
+from flatminima.landscape import _batchnorm, _layers
+from flatminima.landscape._affine import evaluate_leading, evaluate_top
+from flatminima.landscape._kernels import quick_products
+from flatminima.landscape._losses import Losses, Meter, PerSample, per_sample_loss
+from flatminima.landscape._proof import AGREEMENT, disagreement
+from flatminima.landscape._reference import evaluate
+from flatminima.landscape._world import as_dtype, quiet
+from flatminima.minimum import Minimum, State, as_minimum, split_state
+from flatminima.subspace import Subspace, choose, norm
+from flatminima.types import Buffers, Coordinates, Parameters
+
+# A batch's largest activation should stay in a core's share of cache (1 to 2 MiB).
+_CACHE = 1_600_000
+# Inputs of the top layer are kept for a whole dataset up to this size.
+_FEATURES = 2 * 2**30
+
+
+@dataclass
+class _Prepared:
+    """A subspace as this landscape evaluates it."""
+
+    source: Subspace
+    here: Subspace
+    buffers: Buffers
+    policy: str
+    path: str = "reference"
+    layer: str = ""
+    features: list[tuple[Tensor, Any, torch.Size]] = field(default_factory=list)
+
+
+class Landscape:
+    """The loss of a network over a dataset, at any point of weight space.
+
+    The mean is over the whole dataset, sample by sample, summed in float64, in evaluation mode,
+    without augmentation. The given model is never touched: a private copy is evaluated.
+
+    Args:
+        model: Any `nn.Module`. A tensor of inputs is passed as `model(x)`, a dict as `model(**x)`,
+            a tuple as `model(*x)`.
+        dataset: The data.
+        loss: "cross_entropy", "mse", or a callable `(outputs, targets)` that returns per-sample
+            losses `[N]`, or a pair of sums `[N]` and weights `[N]`.
+        batchnorm: "auto", "recompute", "keep", "interpolate" or "batch"; see `docs/definitions.md`.
+        precision: "exact": float32 stays float32 (TF32 and autocast off).
+        batch_size: Examples per forward pass; by default so many that activations fit the cache.
+        device: Where to compute; by default where the model is.
+        recompute_samples: How many examples `recompute` pools its statistics over.
+
+    Raises:
+        ValueError: For an unknown loss, policy or precision, or an empty dataset.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        *,
+        loss: str | PerSample = "cross_entropy",
+        batchnorm: str = "auto",
+        precision: str = "exact",
+        batch_size: int | None = None,
+        device: str | torch.device | None = None,
+        recompute_samples: int = 2000,
+    ) -> None:
+        _batchnorm.check_policy(batchnorm)
+        if precision != "exact":
+            raise ValueError(f"expected precision 'exact', got {precision!r}; no other is known")
+        if len(dataset) == 0:
+            raise ValueError("expected a dataset with examples, got an empty one; check its limit")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"expected batch_size of 1 or more, got {batch_size}; or leave it out")
+        self._per_sample = per_sample_loss(loss)
+        self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", "custom")
+        self.batchnorm = batchnorm
+        self.precision = precision
+        first = next(model.parameters(), None)
+        self.device = torch.device(device or (first.device if first is not None else "cpu"))
+        self.dataset = dataset.to(self.device)
+        self._network = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
+        self._trainable = tuple(n for n, p in model.named_parameters() if p.requires_grad)
+        self.batch_size = min(batch_size or self._cache_sized_batch(), len(dataset))
+        self._recompute_samples = recompute_samples
+        self._last: _Prepared | None = None
+
+    def losses(self, subspace: Subspace, coordinates: Coordinates) -> Losses:
+        """The loss at K points of a subspace.
+
+        Args:
+            subspace: An origin and directions for this network.
+            coordinates: One row per point, one column per direction.
+
+        Returns:
+            Loss, metrics and outcome per point, and the path and policy used.
+
+        Raises:
+            ValueError: If the subspace belongs to another network, or the coordinates to another
+                subspace.
+        """
+        coordinates = np.asarray(coordinates, dtype=np.float64)
+        if coordinates.ndim != 2 or coordinates.shape[1] != subspace.dimensions:
+            raise ValueError(
+                f"expected coordinates [points, {subspace.dimensions}], got shape"
+                f" {coordinates.shape}; give one row per point"
+            )
+        if not np.isfinite(coordinates).all():
+            raise ValueError("expected finite coordinates, got NaN or infinity; check the grid")
+        meter = Meter(self._per_sample, len(coordinates))
+        with quiet(self.device):
+            prepared = self._prepare(subspace)
+            if prepared.path == "top":
+                self._top(prepared, coordinates, meter)
+            elif prepared.path == "affine":
+                self._affine(prepared, coordinates, meter)
+            else:
+                self._reference(prepared, coordinates, meter)
+        return meter.losses(len(self.dataset), path=prepared.path, batchnorm=prepared.policy)
+
+    def loss_at(self, state: State, *, batchnorm: str | None = None) -> Losses:
+        """The loss of one state, as a `Losses` of one point, by the reference path.
+
+        Args:
+            state: A `Minimum`, a module or a state dict of this network.
+            batchnorm: A policy for this call; `None` and "auto" mean `keep`: the state's own
+                statistics.
+
+        Raises:
+            ValueError: If the state does not fit the network.
+        """
+        _batchnorm.check_policy(batchnorm or "auto")
+        wanted = "keep" if batchnorm in (None, "auto", "interpolate") else str(batchnorm)
+        policy = _batchnorm.resolve(wanted, self._network, 1)
+        parameters, buffers = split_state(state, self._network)
+        meter = Meter(self._per_sample, 1)
+        with quiet(self.device):
+            self._one_point(self._like(parameters), self._like(buffers), policy, meter, 0)
+        return meter.losses(len(self.dataset), path="reference", batchnorm=policy)
+
+    def state(self, state: State) -> Minimum:
+        """`state` as a `Minimum` whose parameters and buffers are those of this network.
+
+        Raises:
+            ValueError: If it does not fit the network; the message names the tensor.
+        """
+        return as_minimum(state, self._network)
+
+    def parameter_names(self, parameters: str | Collection[str] = "all") -> tuple[str, ...]:
+        """The names that "all", "top", a glob or a collection of names stands for in this network.
+
+        "all" leaves out frozen parameters (`requires_grad=False`); a glob or a name does not.
+
+        Raises:
+            ValueError: If nothing is chosen; for "top" as `top_layer` does.
+        """
+        if parameters == "top":
+            return _layers.own_parameters(self._network, self.top_layer())
+        if parameters != "all":
+            return choose([name for name, _ in self._network.named_parameters()], parameters)
+        if not self._trainable:
+            raise ValueError(
+                "expected trainable parameters, got a network whose parameters are all frozen;"
+                " pass parameters='*' to move them all the same"
+            )
+        return self._trainable
+
+    def top_layer(self) -> str:
+        """The name of the affine layer that the network calls last.
+
+        Raises:
+            ValueError: If there is no such layer, it is called more than once or shares its
+                weights, or the network has several outputs.
+        """
+        with quiet(self.device):
+            return _layers.top_layer(self._network, self._batch(slice(0, 2))[0])
+
+    # Choosing a path.
+
+    def _prepare(self, subspace: Subspace) -> _Prepared:
+        """Bring a subspace here and choose the fastest path that its proof supports."""
+        if self._last is not None and self._last.source is subspace:
+            return self._last
+        split_state(subspace.origin, self._network)
+        like = dict(self._network.named_parameters())
+        prepared = _Prepared(
+            source=subspace,
+            here=subspace.cast(like),
+            buffers=self._like(subspace.origin.buffers),
+            policy=_batchnorm.resolve(self.batchnorm, self._network, len(subspace.anchors)),
+        )
+        if prepared.policy in ("none", "keep"):
+            probe = self._batch(slice(0, min(self.batch_size, 64)))
+            doubt = self._try_top(prepared, probe)
+            if prepared.path == "reference":
+                doubt += self._try_affine(prepared, probe)
+            if prepared.path == "reference":
+                prepared.path += doubt
+        self._last = prepared
+        return prepared
+
+    def _try_top(self, prepared: _Prepared, probe: tuple[Any, Any]) -> str:
+        """Take the path of stored top-layer inputs if that layer alone moves."""
+        try:
+            name = _layers.top_layer(self._network, probe[0])
+        except ValueError:
+            return ""
+        own = _layers.own_parameters(self._network, name)
+        if not set(prepared.here.moved) <= set(own):
+            return ""
+        if not _layers.ends_with(self._network, name, probe[0]):
+            return ""
+        self._load(prepared)
+        one = _layers.inputs_of(self._network, name, probe[0])
+        if one.nbytes / len(probe[1]) * len(self.dataset) > _FEATURES:
+            return " (the inputs of the top layer are too large to keep)"
+        prepared.layer = name
+        prepared.features = list(self._top_features(name, [probe]))
+        gap = self._gap(prepared, probe, self._top)
+        prepared.features = []
+        if gap is not None:
+            return f" (the top-layer path differed by {gap:.1e} on a probe)"
+        with quick_products(self._network):
+            prepared.features = list(self._top_features(name, self._batches()))
+        prepared.path = "top"
+        return ""
+
+    def _try_affine(self, prepared: _Prepared, probe: tuple[Any, Any]) -> str:
+        """Take the path of the shared first layer if the network starts with one."""
+        name = _layers.leading_layer(self._network, probe[0])
+        if name is None:
+            return ""
+        prepared.layer = name
+        gap = self._gap(prepared, probe, partial(self._affine, batches=[probe]))
+        if gap is not None:
+            return f" (the affine path differed by {gap:.1e} on a probe)"
+        prepared.path = "affine"
+        return ""
+
+    def _gap(self, prepared: _Prepared, probe: tuple[Any, Any], fast: Any) -> float | None:
+        """By how much a path differs from the reference on a batch at two points, if it does."""
+        here = prepared.here
+        scale = 0.1 * norm({name: here.origin.parameters[name] for name in here.moved})
+        if len(here.anchors):
+            scale = float(np.abs(here.anchor_coordinates).max())
+        points = np.zeros((2, here.dimensions))
+        draws = np.random.default_rng(derive_seed(0, "probe"))
+        points[:, :2] = scale * draws.normal(size=points[:, :2].shape)
+        gap = disagreement(
+            self._per_sample,
+            len(points),
+            lambda meter: fast(prepared, points, meter),
+            lambda meter: self._reference(prepared, points, meter, batches=[probe]),
+        )
+        dtype = next(iter(here.origin.parameters.values())).dtype
+        return gap if gap > AGREEMENT.get(dtype, 0.0) else None
+
+    # The paths.
+
+    def _top(self, prepared: _Prepared, coordinates: Coordinates, meter: Meter) -> None:
+        evaluate_top(
+            prepared.layer, self._network, prepared.here, coordinates, prepared.features, meter
+        )
+
+    def _affine(
+        self,
+        prepared: _Prepared,
+        coordinates: Coordinates,
+        meter: Meter,
+        batches: list[tuple[Any, Any]] | None = None,
+    ) -> None:
+        evaluate_leading(
+            prepared.layer,
+            self._network,
+            prepared.here,
+            coordinates,
+            prepared.buffers,
+            (lambda: batches) if batches is not None else self._batches,
+            meter,
+        )
+
+    def _reference(
+        self,
+        prepared: _Prepared,
+        coordinates: Coordinates,
+        meter: Meter,
+        batches: list[tuple[Any, Any]] | None = None,
+    ) -> None:
+        """One forward pass over the data per point."""
+        own = prepared.buffers
+        mixed = prepared.policy == "interpolate"
+        combined = _batchnorm.interpolation(prepared.here) if mixed else None
+        for point, coordinate in enumerate(coordinates):
+            parameters = prepared.here.parameters_at(coordinate)
+            buffers = combined(coordinate, own) if combined else own
+            self._one_point(parameters, buffers, prepared.policy, meter, point, batches)
+
+    def _one_point(
+        self,
+        parameters: Parameters,
+        buffers: Buffers,
+        policy: str,
+        meter: Meter,
+        point: int,
+        batches: list[tuple[Any, Any]] | None = None,
+    ) -> None:
+        data = self._batches() if batches is None else iter(batches)
+        if policy == "recompute":
+            clean = self._clean_batches()
+            buffers = _batchnorm.recomputed(self._network, parameters, buffers, clean)
+        if policy == "batch":
+            with _batchnorm.batch_statistics(self._network):
+                evaluate(self._network, parameters, buffers, data, meter, point)
+        else:
+            evaluate(self._network, parameters, buffers, data, meter, point)
+
+    def _top_features(self, name: str, batches: Any) -> Iterator[tuple[Tensor, Any, torch.Size]]:
+        """Inputs of the top layer, targets and shape of the outputs, batch by batch."""
+        for inputs, targets in batches:
+            features, outputs = _layers.inputs_and_outputs(self._network, name, inputs)
+            yield features, targets, outputs.shape
+
+    # Batches and devices.
+
+    def _batch(self, rows: slice | Tensor) -> tuple[Any, Any]:
+        inputs, targets = self.dataset.batch(rows)
+        first = next(self._network.parameters(), None)
+        return (inputs if first is None else as_dtype(inputs, first.dtype)), targets
+
+    def _batches(self) -> Iterator[tuple[Any, Any]]:
+        for start in range(0, len(self.dataset), self.batch_size):
+            yield self._batch(slice(start, min(start + self.batch_size, len(self.dataset))))
+
+    def _clean_batches(self) -> Iterator[tuple[Any, Any]]:
+        """Full batches of a fixed subset, spread evenly over the dataset."""
+        wanted = min(self._recompute_samples, len(self.dataset))
+        size = min(self.batch_size, wanted)
+        count = wanted // size
+        rows = torch.linspace(0, len(self.dataset) - 1, count * size).round().long()
+        # Interleaved, so that a dataset sorted by class does not give batches of one class.
+        for chunk in rows.view(size, count).T:
+            yield self._batch(chunk.to(self.device))
+
+    def _like(self, tensors: Parameters) -> dict[str, Tensor]:
+        """Tensors of a state on this device, in the network's own types."""
+        own = dict(self._network.named_parameters()) | dict(self._network.named_buffers())
+        return {name: value.to(own[name]) for name, value in tensors.items() if name in own}
+
+    def _load(self, prepared: _Prepared) -> None:
+        """Put the origin into the private copy, for passes that read its own weights."""
+        state = {**prepared.here.origin.parameters, **prepared.buffers}
+        for name, value in [*self._network.named_parameters(), *self._network.named_buffers()]:
+            if name in state:
+                value.copy_(state[name])
+
+    def _cache_sized_batch(self) -> int:
+        """So many examples that the largest activation fits the cache, within 100 to 1000."""
+        with quiet(self.device):
+            largest = _layers.largest_output(self._network, self._batch(slice(0, 1))[0])
+        return int(np.clip(_CACHE // largest, 100, 1000))

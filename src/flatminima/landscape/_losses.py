@@ -1,0 +1,158 @@
+"""Per-sample losses, and their sums over a dataset in double precision."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from flatminima.types import PerPoint
+
+PerSample: TypeAlias = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss at K points of a subspace.
+
+    Attributes:
+        loss: Weighted mean over the whole dataset; not a number where `finite` is false.
+        metrics: Further means by name; `accuracy` where the targets are classes.
+        finite: Whether the loss came out finite.
+        standard_error: Sampling error of the mean over examples, or `None` where it is not defined.
+        path: How it was computed ("reference", "affine", "top"), with the reason if a faster way
+            was given up.
+        batchnorm: The BatchNorm policy; "none" for a network without BatchNorm.
+        samples: Number of examples.
+    """
+
+    loss: PerPoint
+    metrics: Mapping[str, PerPoint]
+    finite: Bool[np.ndarray, " points"]
+    standard_error: PerPoint | None
+    path: str
+    batchnorm: str
+    samples: int
+
+
+@dataclass
+class Meter:
+    """Sums of losses over batches, one row per point."""
+
+    per_sample: PerSample
+    points: int
+    _sums: Float64[np.ndarray, "points 6"] = field(init=False)
+    _classes: bool = field(init=False, default=True)
+
+    def __post_init__(self) -> None:
+        # Columns: sum of losses s, of weights w, of s*s, s*w, w*w, and of correct predictions.
+        self._sums = np.zeros((self.points, 6))
+
+    def add(self, point: int, outputs: Any, targets: Any) -> None:
+        """Add one batch of outputs to the sums of `point`."""
+        losses, weights = split_weights(self.per_sample(outputs, targets), targets)
+        s = losses.double()
+        row = self._sums[point]
+        row[0] += s.sum().item()
+        row[2] += s.dot(s).item()
+        if weights is None:
+            row[1] += len(s)
+            row[3] += s.sum().item()
+            row[4] += len(s)
+        else:
+            w = weights.double()
+            row[1] += w.sum().item()
+            row[3] += s.dot(w).item()
+            row[4] += w.dot(w).item()
+        correct = count_correct(outputs, targets)
+        if correct is None:
+            self._classes = False
+        else:
+            row[5] += correct
+
+    def losses(self, samples: int, *, path: str, batchnorm: str) -> Losses:
+        """The means over everything added."""
+        s, w, ss, sw, ww, correct = self._sums.T
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            loss = s / w
+            finite = np.isfinite(loss)
+            loss = np.where(finite, loss, np.nan)
+            # Variance of a ratio of means (here mostly w = 1, where it is the plain variance).
+            spread = np.maximum(ss - 2 * loss * sw + loss**2 * ww, 0.0)
+            error = np.sqrt(spread * samples / max(samples - 1, 1)) / w
+        metrics = {"accuracy": correct / samples} if self._classes else {}
+        return Losses(
+            loss=loss,
+            metrics=metrics,
+            finite=finite,
+            standard_error=error if samples > 1 else None,
+            path=path,
+            batchnorm=batchnorm,
+            samples=samples,
+        )
+
+
+def per_sample_loss(loss: str | PerSample) -> PerSample:
+    """The function behind a loss's name; a callable is taken as it is.
+
+    Raises:
+        ValueError: For an unknown name.
+    """
+    if callable(loss):
+        return loss
+    if loss not in _NAMED:
+        raise ValueError(
+            f"expected a loss among {sorted(_NAMED)} or a callable (outputs, targets) -> [N], got"
+            f" {loss!r}; check the name"
+        )
+    return _NAMED[loss]
+
+
+def split_weights(result: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
+    """Check what a per-sample loss returned: losses `[N]`, or sums `[N]` and weights `[N]`."""
+    losses, weights = result if isinstance(result, tuple) else (result, None)
+    for part in (losses, weights):
+        if part is not None and (not isinstance(part, Tensor) or part.ndim != 1):
+            got = f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
+            raise ValueError(
+                f"expected one loss per sample, a tensor [N] (or sums [N] and weights [N]), got"
+                f" {got}; use reduction='none' and average over what is not a sample"
+            )
+    return losses, weights
+
+
+def count_correct(outputs: Any, targets: Any) -> int | None:
+    """How many samples have their largest output at the target class; `None` if not classes."""
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+        return None
+    if outputs.ndim != 2 or targets.ndim != 1 or targets.dtype != torch.int64:
+        return None
+    return int((outputs.argmax(1) == targets).sum())
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    losses = F.cross_entropy(outputs, targets, reduction="none")
+    if losses.ndim == 1:
+        return losses
+    # Several targets a sample (segmentation, language): a sample weighs as many as it has.
+    return losses.flatten(1).sum(1), (targets != -100).flatten(1).sum(1).to(losses.dtype)
+
+
+def _mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    if outputs.shape != targets.shape:
+        raise ValueError(
+            f"expected outputs and targets of one shape, got {tuple(outputs.shape)} and"
+            f" {tuple(targets.shape)}; reshape one, broadcasting would compare all with all"
+        )
+    return (
+        (outputs - targets).square().flatten(1).mean(1)
+        if outputs.ndim > 1
+        else (outputs - targets).square()
+    )
+
+
+_NAMED: dict[str, PerSample] = {"cross_entropy": _cross_entropy, "mse": _mse}

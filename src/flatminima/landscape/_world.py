@@ -1,0 +1,39 @@
+"""The state of the world around an evaluation: precision, gradients, randomness."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@contextmanager
+def quiet(device: torch.device) -> Iterator[None]:
+    """Full precision, no gradients, no autocast; the caller's settings and random state return."""
+    cuda = device.type == "cuda"
+    precision = torch.get_float32_matmul_precision()
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+            torch.random.fork_rng(devices=[device] if cuda else []),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = tf32
+
+
+def as_dtype(inputs: Any, dtype: torch.dtype) -> Any:
+    """Nested inputs with floating tensors in `dtype`; integers (token ids) as they are."""
+    if isinstance(inputs, dict):
+        return {name: as_dtype(value, dtype) for name, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(as_dtype(value, dtype) for value in inputs)
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        return inputs.to(dtype)
+    return inputs

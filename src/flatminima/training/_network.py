@@ -1,0 +1,152 @@
+"""What training does with a network: build or copy it, run it, measure it."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flatminima._seeds import derive_seed
+from flatminima.data.dataset import Dataset
+from flatminima.models import build_model
+from flatminima.training.recipe import Recipe
+
+Model: TypeAlias = str | Mapping[str, Any] | Callable[[], nn.Module] | nn.Module
+
+# Rows per pass of an evaluation: activations of a few hundred samples stay in a core's cache.
+_EVALUATION_BATCH = 500
+
+
+def description(model: Model) -> dict[str, Any] | None:
+    """The description of a network that can be built by name."""
+    if isinstance(model, str):
+        return {"name": model, "settings": {}}
+    if isinstance(model, Mapping):
+        if "name" not in model or not model.keys() <= {"name", "settings"}:
+            raise ValueError(
+                f"expected a model with 'name' and 'settings', got {sorted(model)}; "
+                'give {"name": "mlp", "settings": {}}'
+            )
+        return {"name": model["name"], "settings": dict(model.get("settings", {}))}
+    return None
+
+
+def own_network(model: Model, seed: int) -> nn.Module:
+    """A network of our own: built from `seed`, or copied."""
+    if isinstance(model, nn.Module):
+        return copy.deepcopy(model)
+    named = description(model)
+    with forked(derive_seed(seed, "init"), torch.device("cpu")):
+        if named is not None:
+            return build_model(named["name"], **named["settings"])
+        network = model() if callable(model) else model
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            "expected a name, an nn.Module or a function that builds one, got "
+            f"{type(network).__name__}; return the network"
+        )
+    return network
+
+
+@contextlib.contextmanager
+def forked(seed: int, device: torch.device) -> Iterator[None]:
+    """Within, torch's global generators run from `seed`; afterwards they are as before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # Not torch.manual_seed, which would seed every accelerator, forked or not.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def build_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over what is trainable; its rate is set epoch by epoch."""
+    trainable = [value for value in network.parameters() if value.requires_grad]
+    if not trainable:
+        raise ValueError(
+            "expected a network with parameters to train, got none that requires a gradient; "
+            "set requires_grad of some"
+        )
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(
+            trainable, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+    return torch.optim.SGD(
+        trainable,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def check_fit(network: nn.Module, dataset: Dataset) -> None:
+    """Refuse a network that does not take the inputs or has too few outputs."""
+    inputs, _ = dataset.batch(slice(0, 1))
+    try:
+        with forked(0, dataset.device), torch.inference_mode():
+            outputs = outputs_of(copy.deepcopy(network).eval(), inputs)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"expected a network that takes the inputs of {dataset.name}, got an error from "
+            f"{type(network).__name__}: {reason}; fit the network's sizes to the data"
+        ) from error
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    classes = dataset.classes or 0
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < classes:
+        raise ValueError(
+            f"expected logits (1, {classes}) for one sample of {dataset.name}, got {shape}; "
+            "let the network return one number per class"
+        )
+
+
+def outputs_of(network: nn.Module, inputs: Any) -> Any:
+    """The network on inputs of any structure: a dict by name, a tuple or list by position."""
+    if isinstance(inputs, dict):
+        return network(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return network(*inputs)
+    return network(inputs)
+
+
+def evaluate(network: nn.Module, dataset: Dataset) -> tuple[float, float]:
+    """Mean cross-entropy and share of right answers over a whole set, in evaluation mode."""
+    network.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=dataset.device)
+    right = torch.zeros((), dtype=torch.int64, device=dataset.device)
+    with torch.inference_mode():
+        for inputs, targets in dataset.batches(_EVALUATION_BATCH):
+            outputs = outputs_of(network, inputs)
+            losses = functional.cross_entropy(outputs, targets, reduction="none")
+            loss += losses.sum(dtype=torch.float64)
+            right += (outputs.argmax(1) == targets).sum()
+    return loss.item() / len(dataset), right.item() / len(dataset)
+
+
+def entropy(dataset: Dataset) -> float:
+    """Entropy of the label frequencies: the loss of the best constant answer."""
+    share = dataset.labels.bincount().double() / len(dataset)
+    return float(torch.special.entr(share).sum())
+
+
+def state_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Every tensor of a network's state, each once."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def all_finite(network: nn.Module) -> bool:
+    """Whether weights and buffers are free of NaN and infinity."""
+    return all(
+        bool(value.isfinite().all())
+        for value in state_tensors(network).values()
+        if value.is_floating_point()
+    )
+
+
+def copied_to_cpu(value: Tensor) -> Tensor:
+    """A copy of a tensor that nobody else writes to."""
+    return value.detach().to("cpu", copy=True).contiguous()

@@ -1,0 +1,89 @@
+"""`Recipe`: how a network is trained."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        epochs: The most passes through the data.
+        batch_size: Samples per step; the last batch of an epoch holds what is left.
+        optimizer: `"sgd"` or `"adamw"`.
+        learning_rate: The rate at the beginning.
+        momentum: Momentum of `"sgd"`.
+        weight_decay: L2 penalty of `"sgd"`, decoupled decay of `"adamw"`.
+        schedule: The rate in epoch e = 0, 1, ... of E: `"constant"`; `"cosine"`, times
+            `(1 + cos(pi e / E)) / 2`; or `"step"`, times `step_factor ** (e // step_epochs)`.
+        step_epochs: Epochs between two steps of `"step"`.
+        step_factor: Factor of each step.
+        stop_at_loss: Training ends with the first epoch whose train loss is at or below this.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    epochs: int = 30
+    batch_size: int = 64
+    optimizer: str = "sgd"
+    learning_rate: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    step_epochs: int | None = None
+    step_factor: float = 0.1
+    stop_at_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "epochs of at least 1", self.epochs)
+        _require(self.batch_size >= 1, "a batch_size of at least 1", self.batch_size)
+        _require(
+            self.optimizer in ("sgd", "adamw"), "an optimizer 'sgd' or 'adamw'", self.optimizer
+        )
+        _require(_positive(self.learning_rate), "a positive learning_rate", self.learning_rate)
+        _require(0 <= self.momentum < 1, "a momentum from 0 to below 1", self.momentum)
+        _require(
+            self.momentum == 0 or self.optimizer == "sgd",
+            "momentum 0 with 'adamw', which has its own averages",
+            self.momentum,
+        )
+        _require(
+            self.weight_decay == 0 or _positive(self.weight_decay),
+            "a weight_decay of 0 or above",
+            self.weight_decay,
+        )
+        _require(
+            self.schedule in ("constant", "cosine", "step"),
+            "a schedule 'constant', 'cosine' or 'step'",
+            self.schedule,
+        )
+        _require(
+            self.schedule != "step" or (self.step_epochs is not None and self.step_epochs >= 1),
+            "step_epochs of at least 1 for the schedule 'step'",
+            self.step_epochs,
+        )
+        _require(_positive(self.step_factor), "a positive step_factor", self.step_factor)
+        _require(
+            self.stop_at_loss is None or _positive(self.stop_at_loss),
+            "a positive stop_at_loss, or None",
+            self.stop_at_loss,
+        )
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate in this epoch, counted from 0."""
+        if self.schedule == "cosine":
+            return self.learning_rate * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        if self.schedule == "step" and self.step_epochs is not None:
+            return self.learning_rate * self.step_factor ** (epoch // self.step_epochs)
+        return self.learning_rate
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+def _require(holds: bool, expected: str, got: object) -> None:
+    if not holds:
+        raise ValueError(f"expected {expected}, got {got!r}; change the recipe")

@@ -1,0 +1,176 @@
+"""Commands, and what becomes of their errors."""
+
+import errno
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from flatminima import __version__
+from flatminima.cli import _run
+from flatminima.cli._text import size
+
+app = typer.Typer(
+    name="flatminima",
+    help="Measure how flat the minima of neural networks are, and draw the loss between them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StudyFile = Annotated[str, typer.Argument(metavar="STUDY.toml", help="The study's settings.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder in which results are stored.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and exit with its code; an error is one line unless `--debug` is given."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = app(args=arguments, prog_name="flatminima", standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exception(error)
+        code, message = _explain(error)
+        print(f"flatminima: {message}", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and line for an error."""
+    from flatminima.study.executors import StudyFailed
+
+    text = " ".join(str(error).split())
+    match error:
+        case click.ClickException():
+            return 2, f"{' '.join(error.format_message().split())} (flatminima --help)"
+        case KeyboardInterrupt() | click.exceptions.Abort():
+            return 1, text or "stopped"
+        case StudyFailed():
+            hint = "" if error.bad_input else " (--debug shows where)"
+            return (2 if error.bad_input else 1), text + hint
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return 2, (
+                f"the disk is full{_at(error)}; finished work is kept: free some space and run the"
+                " same command again"
+            )
+        case OSError():
+            return 2, f"{error.strerror or text}{_at(error)}"
+        case ValueError():
+            return 2, text
+        case RuntimeError() if type(error) is RuntimeError:
+            return 1, text
+        case _:
+            return 1, f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _at(error: OSError) -> str:
+    """The file that an error of the operating system is about."""
+    return f" ({error.filename})" if error.filename else ""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"flatminima {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Measure how flat the minima of neural networks are, and draw the loss between them."""
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    out: Out = Path("runs"),
+    executor: Annotated[
+        str, typer.Option(help="processes, or serial: in this process.")
+    ] = "processes",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default one per core, at most 8.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads per job; part of the results' names.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="training, surfaces or radii: do this part and what it needs."),
+    ] = None,
+) -> None:
+    """Train what is missing, measure what is missing, write the report."""
+    _run.run(
+        study,
+        out=out,
+        executor=executor,
+        workers=workers,
+        threads=threads,
+        device=device,
+        only=tuple(only or ()),
+    )
+
+
+@app.command()
+def status(study: StudyFile, out: Out = Path("runs")) -> None:
+    """Say what of a study is done."""
+    _run.status(study, out=out)
+
+
+@app.command()
+def report(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or its name.")],
+    out: Out = Path("runs"),
+) -> None:
+    """Write a study's report anew from what is stored."""
+    _run.report(study, out=out)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A store, for example results/x.")],
+    recompute: Annotated[
+        bool,
+        typer.Option(
+            "--recompute",
+            help="Also recompute the losses at the minima and a twentieth of one surface.",
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Draws the points that are recomputed.")] = 0,
+) -> None:
+    """Check every stored file against its recorded digest."""
+    _run.verify(folder, recompute=recompute, seed=seed)
+
+
+@app.command()
+def publish(
+    study: StudyFile,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the copy goes.")],
+    out: Out = Path("runs"),
+) -> None:
+    """Copy a finished study's results and report into a small store of their own."""
+    _run.publish(study, folder, out=out)
+
+
+@app.command()
+def datasets() -> None:
+    """List the built-in data sets: what is cached, from where, and whether it is intact."""
+    from flatminima.data.sources import cached_files
+
+    for record in cached_files():
+        place = str(record.path) if record.path is not None else "nothing to fetch"
+        length = size(record.size) if record.size else ""
+        print(
+            f"{record.dataset:14} {record.state:9} {length:>8}  {record.file:30} "
+            f"{record.origin or '-'}  {place}"
+        )

@@ -1,0 +1,346 @@
+"""A store: one folder per job, named by the job's digest, written whole or not at all.
+
+An *artifact* is a mapping from relative paths to bytes, and nothing else is ever stored of a
+result: equal artifacts are equal bytes. Layout of a store at `ROOT`::
+
+    store.json                           {"format": 1}
+    jobs/<kind>-<digest[:20]>/payload/   the artifact
+                             /run.json   written last: settings, payload digests, provenance
+    studies/<name>/manifest.json         resolved settings and the list of jobs
+    reports/<name>/                      figures and pages
+
+Nothing here imports torch, and xarray only inside the functions that make or read datasets.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Artifact: TypeAlias = Mapping[str, bytes]
+
+FORMAT = 1
+_SHORT = 20  # hex digits of a digest in a folder's name: 80 bits, no clash in any store
+
+
+class StoreError(ValueError):
+    """A store that cannot be used as it stands; its one-line message says what to do."""
+
+
+def canonical(value: object) -> bytes:
+    """The one JSON text of a value of mappings, lists, strings, numbers and None."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode("ascii")
+
+
+def sha256(data: bytes) -> str:
+    """The hex sha256 of some bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def dataset_to_files(name: str, dataset: "xr.Dataset") -> dict[str, bytes]:
+    """An `xarray.Dataset` as the files of a zarr folder (format 2) called `name`."""
+    with tempfile.TemporaryDirectory(prefix="flatminima-") as folder:
+        path = Path(folder) / "data.zarr"
+        dataset.to_zarr(path, zarr_format=2, consolidated=False)
+        return {
+            f"{name}/{file.relative_to(path).as_posix()}": file.read_bytes()
+            for file in sorted(path.rglob("*"))
+            if file.is_file()
+        }
+
+
+def files_to_dataset(name: str, files: Artifact) -> "xr.Dataset":
+    """The dataset that `dataset_to_files` made, loaded into memory.
+
+    Raises:
+        StoreError: If there is no such dataset among the files, or its files are damaged.
+    """
+    chosen = {key: data for key, data in files.items() if key.startswith(f"{name}/")}
+    if not chosen:
+        raise StoreError(f"expected a dataset {name} in the artifact, got {sorted(files)}")
+    with tempfile.TemporaryDirectory(prefix="flatminima-") as folder:
+        _write_files(Path(folder), chosen)
+        return _open_zarr(Path(folder) / name)
+
+
+def _open_zarr(path: Path) -> "xr.Dataset":
+    """Read a zarr folder into memory."""
+    import xarray as xr
+
+    try:
+        with xr.open_zarr(path, consolidated=False) as opened:
+            dataset: xr.Dataset = opened.load()
+            return dataset
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StoreError(
+            f"expected a dataset at {path}, got a damaged one ({message}); delete its job's folder"
+            " and run the study again"
+        ) from None
+
+
+def _write_files(folder: Path, files: Artifact) -> None:
+    """Write every file of an artifact below `folder`."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Replace a small file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a file that this module wrote."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        value = None
+    if not isinstance(value, dict):
+        raise StoreError(
+            f"expected a JSON record in {path}, got a damaged file; delete {path.parent} and run"
+            " the study again"
+        )
+    return value
+
+
+class Store:
+    """The jobs, studies and reports below one folder.
+
+    Args:
+        root: The folder.
+        create: Make it a store if it does not exist or is empty; otherwise it must be one.
+
+    Raises:
+        StoreError: If the folder is no store, or one that a newer version wrote.
+        OSError: If it cannot be made.
+    """
+
+    def __init__(self, root: str | Path, *, create: bool = False) -> None:
+        self.root = Path(root)
+        marker = self.root / "store.json"
+        if not marker.exists():
+            if not create:
+                raise StoreError(
+                    f"expected a store at {self.root}, got a folder without store.json; run a"
+                    " study there first, or name another folder"
+                )
+            if self.root.is_dir() and any(path.name != ".lock" for path in self.root.iterdir()):
+                raise StoreError(
+                    f"expected an empty folder or a store at {self.root}, got other files; name"
+                    " another folder with --out"
+                )
+            _write_text(marker, json.dumps({"format": FORMAT}) + "\n")
+        found = _read_json(marker).get("format")
+        if not isinstance(found, int) or found > FORMAT:
+            raise StoreError(
+                f"expected a store of format {FORMAT} or older at {self.root}, got format {found};"
+                " install a newer flatminima or name another folder"
+            )
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the store against a second run; what killed runs left behind is cleared.
+
+        Raises:
+            StoreError: If another run holds it.
+        """
+        lock = FileLock(self.root / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StoreError(
+                f"expected the store {self.root} to be free, got one that another run is using;"
+                " wait for that run, or name another folder with --out"
+            ) from None
+        try:
+            shutil.rmtree(self.root / "tmp", ignore_errors=True)
+            yield
+        finally:
+            lock.release()
+
+    # ---------------------------------------------------------------- jobs
+
+    def folder(self, kind: str, digest: str) -> Path:
+        """Where a job's results are, whether or not they exist yet."""
+        return self.root / "jobs" / f"{kind}-{digest[:_SHORT]}"
+
+    def done(self, kind: str, digest: str) -> bool:
+        """Whether a job has finished: its completion record exists."""
+        return (self.folder(kind, digest) / "run.json").exists()
+
+    def record(self, kind: str, digest: str) -> dict[str, Any]:
+        """A finished job's `run.json`.
+
+        Raises:
+            StoreError: If the job has not finished, or its record is damaged.
+        """
+        path = self.folder(kind, digest) / "run.json"
+        if not path.exists():
+            raise StoreError(
+                f"expected the finished job {path.parent.name} in {self.root}, got none; run its"
+                " study"
+            )
+        return _read_json(path)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The records of all finished jobs, ordered by the names of their folders."""
+        for path in sorted((self.root / "jobs").glob("*/run.json")):
+            yield _read_json(path)
+
+    def read(self, kind: str, digest: str, *, under: Iterable[str] = ("",)) -> dict[str, bytes]:
+        """A finished job's artifact, or those of its files that begin with one of `under`.
+
+        Raises:
+            StoreError: If a file is missing or is not what was written.
+        """
+        prefixes = tuple(under)
+        expected = self.record(kind, digest)["payload"]
+        payload = self.folder(kind, digest) / "payload"
+        files: dict[str, bytes] = {}
+        for name, checksum in expected.items():
+            if not name.startswith(prefixes):
+                continue
+            path = payload / name
+            data = path.read_bytes() if path.is_file() else b""
+            if sha256(data) != checksum:
+                raise StoreError(
+                    f"expected {path} as it was written, got a missing or altered file; delete"
+                    f" {payload.parent} and run the study again"
+                )
+            files[name] = data
+        return files
+
+    def write(
+        self,
+        kind: str,
+        digest: str,
+        artifact: Artifact,
+        *,
+        settings: Mapping[str, Any],
+        dependencies: Iterable[str] = (),
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Store a job's artifact: the folder is made aside and renamed, its record written last.
+
+        Raises:
+            OSError: If the disk is full or not writable; nothing is left behind.
+        """
+        final = self.folder(kind, digest)
+        aside = self.root / "tmp" / f"{final.name}.{os.getpid()}"
+        record = {
+            "kind": kind,
+            "digest": digest,
+            "settings": dict(settings),
+            "dependencies": list(dependencies),
+            "payload": {name: sha256(artifact[name]) for name in sorted(artifact)},
+            "provenance": dict(provenance or {}),
+        }
+        try:
+            _write_files(aside / "payload", artifact)
+            _write_text(aside / "run.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if final.exists():  # only a folder that lost its record can be here
+                shutil.rmtree(final)
+            aside.replace(final)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+    def open_payload(self, kind: str, digest: str, name: str) -> "xr.Dataset":
+        """One dataset of a finished job, loaded into memory, e.g. `("surface", d, "surface.zarr")`.
+
+        Raises:
+            StoreError: If there is none, or it is damaged.
+        """
+        self.record(kind, digest)
+        path = self.folder(kind, digest) / "payload" / name
+        if not path.is_dir():
+            raise StoreError(f"expected a dataset at {path}, got nothing there")
+        return _open_zarr(path)
+
+    def verify(self) -> tuple[int, list[str]]:
+        """Compare every payload file with its recorded digest.
+
+        Returns:
+            The number of files that were compared, and one line for each fault: a file that is
+            altered, missing or unknown, a damaged record, a result that a manifest lists and the
+            store lacks.
+        """
+        count, faults = 0, []
+        for folder in sorted((self.root / "jobs").glob("*")):
+            name = folder.relative_to(self.root)
+            try:
+                record = _read_json(folder / "run.json")
+            except (StoreError, OSError):
+                faults.append(f"{name}: no readable run.json")
+                continue
+            if folder.name != f"{record['kind']}-{record['digest'][:_SHORT]}":
+                faults.append(f"{name}: holds the record of another job")
+            payload = folder / "payload"
+            found = {
+                path.relative_to(payload).as_posix(): path
+                for path in payload.rglob("*")
+                if path.is_file()
+            }
+            for file, checksum in record["payload"].items():
+                count += 1
+                path = found.pop(file, None)
+                if path is None:
+                    faults.append(f"{name}/payload/{file}: missing")
+                elif sha256(path.read_bytes()) != checksum:
+                    faults.append(f"{name}/payload/{file}: altered")
+            faults += [f"{name}/payload/{file}: not in run.json" for file in sorted(found)]
+        return count, faults
+
+    # ------------------------------------------------------------- studies
+
+    def studies(self) -> list[str]:
+        """The names of the studies that have a manifest here."""
+        return sorted(path.parent.name for path in (self.root / "studies").glob("*/manifest.json"))
+
+    def manifest(self, study: str) -> dict[str, Any]:
+        """A study's manifest: `settings`, `jobs` and, once one was made, `report`.
+
+        Raises:
+            StoreError: If the study was never run here.
+        """
+        path = self.root / "studies" / study / "manifest.json"
+        if not path.exists():
+            known = ", ".join(self.studies()) or "none at all"
+            raise StoreError(
+                f"expected the study {study!r} in {self.root}, got {known}; run it first"
+            )
+        return _read_json(path)
+
+    def write_manifest(self, study: str, manifest: Mapping[str, Any]) -> None:
+        """Replace a study's manifest in one step."""
+        path = self.root / "studies" / study / "manifest.json"
+        _write_text(path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+    def report_folder(self, study: str) -> Path:
+        """Where a study's report belongs."""
+        return self.root / "reports" / study

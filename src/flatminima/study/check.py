@@ -1,0 +1,166 @@
+"""Trust in stored results: are they all there, do they come out again, and a copy to publish."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flatminima._seeds import derive_seed
+from flatminima.store import Store, files_to_dataset
+from flatminima.study.plan import RESULTS
+
+# Other processors and versions sum float32 in another order: a few units of the seventh digit.
+_ABSOLUTE = 1e-6
+_RELATIVE = 1e-5
+_SHARE = 20  # one point of a surface in so many is recomputed
+
+
+def missing_results(store: Store) -> list[str]:
+    """A line for each study of which the store does not hold all results."""
+    lines = []
+    for study in store.studies():
+        results = [job for job in store.manifest(study)["jobs"] if job["kind"] in RESULTS]
+        gone = [job for job in results if not store.done(job["kind"], job["digest"])]
+        if gone:
+            lines.append(
+                f"studies/{study}: {len(gone)} of {len(results)} results are missing, the first is"
+                f" {gone[0]['kind']}-{gone[0]['digest'][:20]} ({gone[0]['label']})"
+            )
+    return lines
+
+
+def copy_results(store: Store, study: str, folder: Path) -> int:
+    """Copy a study's results, manifest and report into a store of their own; returns how many.
+
+    Segments, tiles and blocks of radii, which are steps on the way, stay behind; what they took and
+    where they ran is summed up in the manifest.
+
+    Raises:
+        StoreError: The folder holds something else.
+        OSError: It cannot be written.
+    """
+    copy = Store(folder, create=True)
+    manifest = store.manifest(study)
+    results = [job for job in manifest["jobs"] if job["kind"] in RESULTS]
+    for job in results:
+        store.read(job["kind"], job["digest"])  # refuses a damaged one
+        target = copy.folder(job["kind"], job["digest"])
+        if not copy.done(job["kind"], job["digest"]):
+            _copy_folder(store.folder(job["kind"], job["digest"]), target)
+    report = store.report_folder(study)
+    if report.is_dir():
+        shutil.rmtree(copy.report_folder(study), ignore_errors=True)
+        _copy_folder(report, copy.report_folder(study))
+    copy.write_manifest(study, {**manifest, "work": _work(store, manifest["jobs"])})
+    return len(results)
+
+
+def _work(store: Store, jobs: list[dict[str, Any]]) -> dict[str, Any]:
+    """By kind: the number of jobs, their seconds, and the commits and processors they ran on."""
+    work: dict[str, Any] = {}
+    for job in jobs:
+        if not store.done(job["kind"], job["digest"]):
+            continue
+        about = store.record(job["kind"], job["digest"])["provenance"]
+        entry = work.setdefault(
+            job["kind"], {"jobs": 0, "seconds": 0.0, "commits": [], "processors": []}
+        )
+        entry["jobs"] += 1
+        entry["seconds"] = round(entry["seconds"] + about["seconds"], 3)
+        for name, value in (("commits", about["commit"]), ("processors", about["cpu"])):
+            if value not in entry[name]:
+                entry[name].append(value)
+    return work
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder whole or not at all."""
+    aside = target.with_name(f".{target.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        shutil.copytree(source, aside)
+        aside.replace(target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def check_results(store: Store, *, seed: int = 0) -> Iterator[tuple[str, bool]]:
+    """Recompute losses from the stored weights: at every minimum, and on a part of one surface.
+
+    Yields:
+        A sentence on each network and on the surface, and whether it agrees with what is stored,
+        within 1e-6 + 1e-5 of the loss.
+    """
+    surface: dict[str, Any] | None = None
+    for record in store.records():
+        if record["kind"] == "network":
+            yield _check_network(store, record)
+        elif record["kind"] == "surface" and surface is None:
+            surface = record
+    if surface is not None:
+        yield _check_surface(store, surface, seed)
+
+
+def _check_network(store: Store, record: Mapping[str, Any]) -> tuple[str, bool]:
+    """Loss of a network at its stored checkpoints against its history."""
+    from flatminima.minimum import Minimum
+    from flatminima.study.work import make_landscape
+
+    settings = record["settings"]
+    files = store.read("network", record["digest"])
+    history = files_to_dataset("history.zarr", files)
+    who = f"{settings['group']}/{settings['network']}"
+    if history.attrs["outcome"] == "diverged":
+        return f"{who}: diverged, nothing to recompute", True
+    landscape = make_landscape(_for_landscape(settings), "train")
+    worst, words = 0.0, []
+    for name, epoch in (("last", -1), ("matched", int(history.attrs["matched_epoch"]))):
+        if f"{name}.safetensors" not in files:
+            continue
+        losses = history["train_loss"]
+        stored = float(losses[-1] if name == "last" else losses.sel(epoch=epoch))
+        found = float(landscape.loss_at(Minimum.from_bytes(files[f"{name}.safetensors"])).loss[0])
+        worst = max(worst, abs(found - stored) / (_ABSOLUTE + _RELATIVE * abs(stored)))
+        words.append(f"{name} loss {found:.8f}, stored {stored:.8f}")
+    return f"{who}: {'; '.join(words)}", worst <= 1
+
+
+def _for_landscape(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's settings completed by what its landscape needs."""
+    run = {**settings["run"], "precision": "exact", "batch_size": None}
+    return {**settings, "batchnorm": "keep", "run": run}
+
+
+def _check_surface(store: Store, record: Mapping[str, Any], seed: int) -> tuple[str, bool]:
+    """A random twentieth of a surface's points against the stored ones."""
+    import numpy as np
+
+    from flatminima.landscape.surface import grid_coordinates
+    from flatminima.study.work import make_landscape, make_plane
+
+    settings = record["settings"]
+    networks = [
+        store.read("network", digest)
+        for digest in record["dependencies"]
+        if store.done("network", digest)
+    ]
+    who = f"{settings['group']} {settings['split']} surface"
+    made = make_plane(settings, networks)
+    if isinstance(made, dict):
+        return f"{who}: not made, {made['reason']}", True
+    plane, grid = made
+    surface = store.open_payload("surface", record["digest"], "surface.zarr")
+    stored = surface["loss"].values.ravel()
+    draw = np.random.default_rng(derive_seed(seed, "verify"))
+    chosen = np.sort(draw.choice(stored.size, -(-stored.size // _SHARE), replace=False))
+    found = make_landscape(settings, settings["split"]).losses(
+        plane, grid_coordinates(grid)[chosen]
+    )
+    both = np.isfinite(found.loss) & np.isfinite(stored[chosen])
+    same_holes = bool((np.isfinite(found.loss) == np.isfinite(stored[chosen])).all())
+    expected = stored[chosen][both]
+    gap = np.abs(found.loss[both] - expected)
+    agrees = same_holes and bool((gap <= _ABSOLUTE + _RELATIVE * np.abs(expected)).all())
+    largest = float(gap.max()) if gap.size else 0.0
+    return f"{who}: {chosen.size} of {stored.size} points, largest difference {largest:.1e}", agrees

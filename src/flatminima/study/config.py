@@ -1,0 +1,351 @@
+"""Settings of a study: a TOML file becomes a validated `Study`, or one line says what is wrong.
+
+This module and `plan` import neither torch nor xarray, so that a finished study answers at once.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from flatminima.data._table import SOURCES
+
+Split = Literal["train", "test"]
+Parameters = Literal["all", "top"]
+Protocol = Literal["crossing", "stepwise"]
+Checkpoint = Literal["end", "matched"]
+
+# Values per image; an MLP's first layer must take this many.
+_FEATURES = {"digits": 64, "mnist": 784, "fashion_mnist": 784, "cifar10": 3072}
+_MODEL_SETTINGS = {"mlp": ["sizes"], "vgg16": ["classes", "channels", "width"]}
+_MLP_SIZES = [784, 800, 320, 50, 10]
+
+_POSITIVE = Field(gt=0.0)
+_COUNT = Field(ge=1)
+_NAME = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_LABEL = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+
+
+class StudyError(ValueError):
+    """A study file that cannot be run as it stands; its one-line message says what to change."""
+
+
+class _Table(BaseModel):
+    """A table of the study file: unknown keys and loose types are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _distinct(values: list[Any], what: str) -> None:
+    """Refuse an empty list or one that names something twice."""
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"expected {what} to name one or more different things, got {values}")
+
+
+class Data(_Table):
+    """`[data]`: which images; `limit` takes a class-balanced subset of the training set only."""
+
+    dataset: str
+    limit: Annotated[int, _COUNT] | None = None
+    seed: int = 0
+    split: list[Split] = ["train"]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Data":
+        if self.dataset not in SOURCES:
+            raise ValueError(
+                f"expected dataset to be one of {', '.join(SOURCES)}, got {self.dataset!r}"
+                + _hint(self.dataset, list(SOURCES))
+            )
+        _distinct(self.split, "split")
+        return self
+
+
+class Group(_Table):
+    """`[[groups]]`: networks that share their labels; the first is compared with the second."""
+
+    name: Annotated[str, _LABEL]
+    noise: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    noise_seed: int = 0
+    scheme: Literal["replace", "flip", "permute"] = "replace"
+    epochs: Annotated[int, _COUNT] | None = None
+
+
+class Model(_Table):
+    """`[model]`: a name that `build_model` knows, and its settings."""
+
+    name: Literal["mlp", "vgg16"]
+    settings: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> "Model":
+        known = _MODEL_SETTINGS[self.name]
+        for key in self.settings:
+            if key not in known:
+                raise ValueError(
+                    f"expected settings of {self.name!r} among {', '.join(known)}, got {key!r}"
+                    + _hint(key, known)
+                )
+        if self.name == "mlp":
+            sizes = self.sizes
+            whole = isinstance(sizes, list) and all(type(size) is int for size in sizes)
+            if not whole or len(sizes) < 2 or min(sizes) < 1:
+                raise ValueError(
+                    f"expected sizes to be two or more whole numbers from 1 up, got {sizes!r}"
+                )
+        return self
+
+    @property
+    def sizes(self) -> list[int]:
+        """Units per layer of an MLP."""
+        sizes: list[int] = self.settings.get("sizes", _MLP_SIZES)
+        return sizes
+
+
+class Training(_Table):
+    """`[training]`: the recipe, how many networks of each group, and how long a segment is.
+
+    Network `i` of every group has the seed `seed + i`: networks of two groups come in pairs
+    with the same initialisation and the same order of batches.
+    """
+
+    epochs: Annotated[int, _COUNT]
+    batch_size: Annotated[int, _COUNT] = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Annotated[float, _POSITIVE] = 0.01
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    step_epochs: Annotated[int, _COUNT] | None = None
+    step_factor: Annotated[float, _POSITIVE] = 0.1
+    stop_at_loss: Annotated[float, _POSITIVE] | None = None
+    networks: Annotated[int, _COUNT] = 3
+    seed: int = 0
+    match_loss: Annotated[float, _POSITIVE] = 0.05
+    segment_epochs: Annotated[int, _COUNT] = 5
+
+    @model_validator(mode="after")
+    def _check(self) -> "Training":
+        if self.schedule == "step" and self.step_epochs is None:
+            raise ValueError("expected step_epochs beside schedule = 'step', got none; add it")
+        if self.optimizer == "adamw" and self.momentum > 0:
+            raise ValueError(
+                f"expected no momentum with optimizer 'adamw', got {self.momentum}; leave it out"
+            )
+        return self
+
+
+class Surface(_Table):
+    """`[surface]`: the grid on the plane through the first three networks of each group."""
+
+    resolution: Annotated[int, Field(ge=2)] = 50
+    coordinates: Literal["barycentric", "isometric"] = "barycentric"
+    extent: Annotated[tuple[float, float], Field(strict=False)] | None = None
+    tile: Annotated[int, _COUNT] = 50
+    checkpoint: Checkpoint = "end"
+    batchnorm: Literal["auto", "recompute", "keep", "interpolate", "batch"] = "auto"
+
+    @model_validator(mode="after")
+    def _check(self) -> "Surface":
+        if self.extent is not None and not self.extent[0] < self.extent[1]:
+            raise ValueError(f"expected extent = [low, high] with low < high, got {self.extent}")
+        return self
+
+
+class Radius(_Table):
+    """`[radius]`: the flatness radius, in blocks of `block` directions."""
+
+    directions: Annotated[int, _COUNT] = 20
+    seed: int = 0
+    threshold: Annotated[float, _POSITIVE] = 0.05
+    tolerance: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-3
+    block: Annotated[int, _COUNT] = 5
+    parameters: list[Parameters] = ["all", "top"]
+    protocols: list[Protocol] = ["crossing", "stepwise"]
+    steps: dict[Parameters, Annotated[float, _POSITIVE]] = {"all": 1.0, "top": 0.2}
+    max_radius: Annotated[float, _POSITIVE] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Radius":
+        _distinct(self.parameters, "parameters")
+        _distinct(self.protocols, "protocols")
+        missing = [name for name in self.parameters if name not in self.steps]
+        if "stepwise" in self.protocols and missing:
+            raise ValueError(f"expected a step for {missing[0]!r}, got none; add it to steps")
+        return self
+
+
+class Summary(_Table):
+    """`[summary]`: the outcomes of training that keep a network out of every summary."""
+
+    exclude: list[Literal["diverged", "chance"]] = ["diverged", "chance"]
+
+
+class Run(_Table):
+    """`[run]`: how the numbers are computed; part of every digest, since it can move last bits."""
+
+    threads: Annotated[int, _COUNT] = 1
+    batch_size: int | str = "auto"
+    precision: Literal["exact"] = "exact"
+    device: Literal["cpu", "cuda", "mps"] = "cpu"
+
+    @model_validator(mode="after")
+    def _check(self) -> "Run":
+        size = self.batch_size
+        if size != "auto" and not (isinstance(size, int) and size >= 1):
+            raise ValueError(
+                f"expected batch_size 'auto' or a whole number from 1 up, got {size!r}"
+            )
+        return self
+
+
+class Report(_Table):
+    """`[report]`: how the results are drawn; changes no result."""
+
+    clip: Annotated[float, _POSITIVE] = 3.5
+    published: Literal["", "mnist", "cifar10"] = ""
+    quick: bool = False
+
+
+class Study(_Table):
+    """A whole study file. A part whose table is absent (`surface`, `radius`) is not made."""
+
+    name: Annotated[str, _NAME]
+    title: str = ""
+    data: Data
+    groups: Annotated[list[Group], Field(min_length=1)]
+    model: Model
+    training: Training
+    surface: Surface | None = None
+    radius: Radius | None = None
+    summary: Summary = Summary()
+    run: Run = Run()
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Study":
+        _distinct([group.name for group in self.groups], "groups")
+        source = SOURCES[self.data.dataset]
+        features = _FEATURES.get(self.data.dataset)
+        if self.model.name == "mlp" and features is not None:
+            first, last = self.model.sizes[0], self.model.sizes[-1]
+            if (first, last) != (features, source.classes):
+                raise ValueError(
+                    f"expected [model.settings] sizes from {features} to {source.classes} units "
+                    f"for {self.data.dataset}, got {first} to {last}; change its first and last"
+                )
+        if self.surface is not None and self.training.networks < 3:
+            raise ValueError(
+                f"expected at least 3 networks for the plane of a surface, got "
+                f"{self.training.networks}; raise [training] networks or remove [surface]"
+            )
+        return self
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and validate a study file.
+
+    Raises:
+        StudyError: the file is missing, is not TOML, is not a study, or holds a setting that is
+            unknown or out of range. The message is one line.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(
+            f"{path}: expected a study file, got nothing there; see studies/ for examples"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: expected TOML, got something else: {error}") from None
+    except OSError as error:
+        raise StudyError(f"{path}: expected a readable file, got: {error.strerror}") from None
+    return parse_study(table, source=str(path))
+
+
+def parse_study(table: Mapping[str, Any], *, source: str = "study") -> Study:
+    """Validate the settings of a study given as nested mappings.
+
+    Raises:
+        StudyError: as for `load_study`; `source` begins the message.
+    """
+    if not set(table) & set(Study.model_fields):
+        found = ", ".join(sorted(table)[:4]) or "an empty file"
+        raise StudyError(
+            f"{source}: expected a study (name, [data], [[groups]], [model], [training]), "
+            f"got {found}; see studies/ for examples"
+        )
+    try:
+        return Study.model_validate(dict(table))
+    except ValidationError as error:
+        # An unknown key is likelier the cause of a missing one than the other way round.
+        errors = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise StudyError(f"{source}: {_sentence(dict(errors[0]))}{more}") from None
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    """One pydantic error in the words of the study file."""
+    place = _place(error["loc"])
+    where = f"[{'.'.join(place[:-1])}] {place[-1]}" if len(place) > 1 else "".join(place)
+    got = error["input"]
+    match error["type"]:
+        case "extra_forbidden":
+            known = _keys_at(error["loc"][:-1])
+            table = f" in [{'.'.join(place[:-1])}]" if len(place) > 1 else ""
+            hint = _hint(place[-1], known) or f"; expected one of {', '.join(known)}"
+            return f"unknown key {place[-1]!r}{table}{hint}"
+        case "missing":
+            return f"{where}: expected this key, got none; add it"
+        case "literal_error":
+            choices = _choices(error["ctx"]["expected"])
+            return f"{where}: expected {error['ctx']['expected']}, got {got!r}{_hint(got, choices)}"
+        case "value_error":
+            message = str(error["ctx"]["error"])
+            return f"[{'.'.join(place)}]: {message}" if place else message
+        case "string_pattern_mismatch":
+            return f"{where}: expected a name of letters, digits, '.', '_' and '-', got {got!r}"
+        case _:
+            message = re.sub("^(Input|List|Tuple) should", "expected it to", error["msg"])
+            return f"{where}: {message}, got {got!r}"
+
+
+def _place(loc: tuple[int | str, ...]) -> list[str]:
+    """Where an error is, with the members of a list counted from one: `groups #2`, `noise`."""
+    place: list[str] = []
+    for part in loc:
+        if isinstance(part, int) and place:
+            place[-1] += f" #{part + 1}"
+        elif part != "[key]":
+            place.append(str(part))
+    return place
+
+
+def _choices(expected: str) -> list[str]:
+    """The quoted values of a literal error, such as "'a', 'b' or 'c'"."""
+    return expected.split("'")[1::2]
+
+
+def _hint(word: object, known: list[str]) -> str:
+    """The nearest of the `known` words as a question, or nothing if none is near."""
+    close = get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    """The keys that the table at `place` may have."""
+    table: type[BaseModel] = Study
+    for part in place:
+        if isinstance(part, int):
+            continue
+        annotation = table.model_fields[part].annotation if part in table.model_fields else None
+        inner = [item for item in (annotation, *get_args(annotation)) if isinstance(item, type)]
+        tables = [item for item in inner if issubclass(item, BaseModel)]
+        if not tables:
+            break
+        table = tables[0]
+    return list(table.model_fields)

@@ -1,0 +1,98 @@
+"""About how long a job takes and how much it stores, to say so before a run begins.
+
+The rates were measured on one core of a 2020s server processor, with a second worker beside it;
+a store that already holds results of a kind corrects them for its own machine.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from math import prod
+from statistics import median
+from typing import Any
+
+from flatminima.data._table import SOURCES
+from flatminima.study.plan import Job
+
+# Seconds per image and multiplication of the forward pass: training's include the backward pass,
+# the update and both evaluations at the end of an epoch.
+_TRAIN_RATE = 5.7e-11
+_FORWARD_RATE = 2.5e-11
+# Evaluations per ray until a crossing is known to 1e-3; steps per ray of the published protocol.
+_EVALUATIONS = {"crossing": 14, "stepwise": 12}
+# Opening inputs, building the network, writing results.
+_OVERHEAD = {"train": 0.2, "network": 0.3, "tile": 0.3, "surface": 0.5, "radius": 0.3, "summary": 2}
+_VGG16_MULTIPLICATIONS = 313_000_000
+_MLP_SIZES = (784, 800, 320, 50, 10)
+_FEW = 40  # records per kind are enough for a median
+
+
+def multiplications(model: Mapping[str, Any]) -> float:
+    """Multiplications of one image's forward pass."""
+    settings = model["settings"]
+    if model["name"] == "vgg16":
+        return float(_VGG16_MULTIPLICATIONS * settings.get("width", 1.0) ** 2)
+    sizes = settings.get("sizes", _MLP_SIZES)
+    return float(sum(prod(pair) for pair in pairwise(sizes)))
+
+
+def parameters(model: Mapping[str, Any]) -> float:
+    """Parameters of a network, nearly."""
+    if model["name"] == "vgg16":
+        return float(14_728_266 * model["settings"].get("width", 1.0) ** 2)
+    return multiplications(model)
+
+
+def job_seconds(job: Job) -> float:
+    """Expected seconds of one job in one worker, before correction."""
+    settings, overhead = job.settings, _OVERHEAD[job.kind]
+    if job.kind in ("network", "summary"):
+        return overhead
+    split = settings.get("split", "train")
+    limit = settings["data"]["limit"] if split == "train" else None
+    images = limit or SOURCES[settings["data"]["dataset"]].samples[split]
+    work = images * multiplications(settings["model"])
+    if job.kind == "train":
+        return overhead + job.units * work * _TRAIN_RATE
+    passes = float(job.units)
+    if job.kind == "radius":
+        # Only the top layer's inputs are computed, once; what follows is small.
+        each = _EVALUATIONS[settings["protocol"]]
+        passes = (
+            1 + 0.02 * job.units * each if settings["parameters"] == "top" else (job.units * each)
+        )
+    return overhead + passes * work * _FORWARD_RATE
+
+
+def corrections(jobs: Iterable[Job], records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Measured against expected seconds by kind, from the jobs that are already in the store."""
+    known = {job.digest: job for job in jobs}
+    ratios: dict[str, list[float]] = {}
+    for record in records:
+        job = known.get(record["digest"])
+        seconds = record["provenance"].get("seconds")
+        if job is not None and seconds is not None and len(ratios.get(job.kind, ())) < _FEW:
+            ratios.setdefault(job.kind, []).append(seconds / job_seconds(job))
+    return {kind: median(found) for kind, found in ratios.items()}
+
+
+def run_seconds(jobs: Sequence[Job], workers: int, scale: Mapping[str, float]) -> float:
+    """Expected seconds of a whole run: shared work, or the longest chain if that is longer."""
+    chain: dict[str, float] = {}
+    total = 0.0
+    for job in jobs:
+        seconds = job_seconds(job) * scale.get(job.kind, 1.0)
+        total += seconds
+        chain[job.digest] = seconds + max((chain.get(d, 0.0) for d in job.dependencies), default=0)
+    return max(total / workers, max(chain.values(), default=0.0))
+
+
+def job_bytes(job: Job) -> float:
+    """Expected size of a job's artifact."""
+    if job.kind not in ("train", "network"):
+        return 20_000.0
+    weights = 4 * parameters(job.settings["model"])
+    if job.kind == "network":
+        return 2 * weights
+    recipe = job.settings["recipe"]
+    copies = 3 if recipe["optimizer"] == "adamw" else 1 + (recipe["momentum"] > 0)
+    return copies * weights

@@ -1,0 +1,409 @@
+"""Settings become jobs. A job is a value: what it will be called is known before it has run.
+
+The digest of a job is over its kind, the kind's version, its settings, the digests of the jobs
+it depends on, and the digests of its data. Three rules keep names stable:
+
+* Whatever a job does not read is not in its settings: a title, a colour or the number of
+  directions never renames a network.
+* A setting that is added later joins `_ADDED` with the value under which it changes nothing, and
+  is left out of the digest while it has that value.
+* `auto` never enters a digest; `resolve` has replaced it before.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from flatminima.data.sources import data_digest
+from flatminima.store import canonical, sha256
+from flatminima.study.config import Group, Study
+
+VERSIONS = {"train": 1, "network": 1, "tile": 1, "surface": 1, "radius": 1, "summary": 1}
+"""Raised when the same settings begin to mean other bytes: old results of that kind are redone."""
+
+RESULTS = ("network", "surface", "summary")
+"""The kinds that are results. The others are steps: what they found is in the results, which stand
+without them (segments in networks, tiles in surfaces, blocks of radii in the summary's table)."""
+
+PARTS = {
+    "training": ("train", "network"),
+    "surfaces": ("tile", "surface"),
+    "radii": ("radius", "summary"),
+}
+"""The parts of a study that progress is told in, and that a run can be limited to."""
+
+# Settings that joined a kind later: {kind: {"table.key": the value that changes nothing}}.
+_ADDED: dict[str, dict[str, Any]] = {}
+
+# Images per batch where the study says "auto": activations of this many stay in a core's cache.
+_BATCH_SIZE = {"mlp": 500, "vgg16": 100}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work: a pure function of what is written here and of the artifacts it takes.
+
+    Attributes:
+        kind: One of `VERSIONS`.
+        settings: Plain JSON values, everything that the work reads.
+        dependencies: Digests of the jobs whose artifacts it takes, in the order of `inputs`.
+        inputs: For each dependency its kind and the beginnings of the file names that are read.
+        data: Digests of the data sets that it reads, by split.
+        label: What to call it when talking to a person; not part of the digest.
+        units: How many epochs, points or rays it is, for progress.
+    """
+
+    kind: str
+    settings: Mapping[str, Any]
+    dependencies: tuple[str, ...] = ()
+    inputs: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    data: Mapping[str, str] = field(default_factory=dict)
+    label: str = ""
+    units: int = 1
+
+    @cached_property
+    def digest(self) -> str:
+        """The hex sha256 that names the job."""
+        value = {
+            "kind": self.kind,
+            "version": VERSIONS[self.kind],
+            "settings": _without_defaults(self.kind, self.settings),
+            "dependencies": list(self.dependencies),
+            "data": dict(self.data),
+        }
+        return sha256(canonical(value))
+
+    @property
+    def name(self) -> str:
+        """Kind and short digest."""
+        return f"{self.kind}-{self.digest[:20]}"
+
+
+def _without_defaults(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without later additions that have no effect."""
+    kept = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in settings.items()
+    }
+    for path, neutral in _ADDED.get(kind, {}).items():
+        *tables, key = path.split(".")
+        table: Any = kept
+        for name in tables:
+            table = table.get(name, {})
+        if key in table and table[key] == neutral:
+            del table[key]
+    return kept
+
+
+def resolve(study: Study, earlier: Mapping[str, Any] | None = None) -> Study:
+    """Replace every `auto`, by what an `earlier` run of the study settled on where there was one.
+
+    Args:
+        study: Settings as read from the file.
+        earlier: The settings in the study's stored manifest.
+    """
+    run: dict[str, Any] = {}
+    if study.run.batch_size == "auto":
+        same_model = earlier is not None and earlier["model"] == study.model.model_dump()
+        run["batch_size"] = (
+            earlier["run"]["batch_size"]
+            if earlier is not None and same_model
+            else _BATCH_SIZE[study.model.name]
+        )
+    resolved: dict[str, Any] = {"run": study.run.model_copy(update=run)}
+    if study.surface is not None and study.surface.batchnorm == "auto":
+        # A plane through minima combines several states; see `Landscape`.
+        resolved["surface"] = study.surface.model_copy(update={"batchnorm": "recompute"})
+    return study.model_copy(update=resolved)
+
+
+def plan_study(study: Study) -> list[Job]:
+    """All jobs of a study, each after those it depends on.
+
+    Args:
+        study: Settings without `auto`; see `resolve`.
+    """
+    jobs: dict[str, Job] = {}
+
+    def add(job: Job) -> Job:
+        return jobs.setdefault(job.digest, job)
+
+    networks: dict[str, list[Job]] = {}
+    for group in study.groups:
+        for seed in _seeds(study):
+            chain = [add(job) for job in _chain(study, group, seed)]
+            networks.setdefault(group.name, []).append(add(_network(group, seed, chain)))
+    if study.surface is not None:
+        for group in study.groups:
+            corners = networks[group.name][:3]
+            for split in study.data.split:
+                tiles = [add(job) for job in _tiles(study, group, split, corners)]
+                add(_surface(study, group, split, corners, tiles))
+    if study.radius is not None:
+        radii = [
+            add(job)
+            for group in study.groups
+            for seed, network in zip(_seeds(study), networks[group.name], strict=True)
+            for job in _radii(study, group, seed, network)
+        ]
+        add(_summary(study, [job for group in networks.values() for job in group], radii))
+    return list(jobs.values())
+
+
+def needed(jobs: Sequence[Job], done: set[str], kinds: Sequence[str] = RESULTS) -> list[Job]:
+    """The unfinished jobs that must run so that all results of `kinds` exist.
+
+    A step whose result is stored is not needed, whether or not the step itself is still there.
+
+    Args:
+        jobs: A plan.
+        done: Digests of the jobs that are in the store.
+        kinds: The kinds of results that are wanted.
+    """
+    wanted = {job.digest for job in jobs if job.kind in kinds and job.kind in RESULTS}
+    for job in reversed(jobs):
+        if job.digest in wanted and job.digest not in done:
+            wanted.update(job.dependencies)
+    return [job for job in jobs if job.digest in wanted and job.digest not in done]
+
+
+def _seeds(study: Study) -> range:
+    return range(study.training.seed, study.training.seed + study.training.networks)
+
+
+def data_settings(study: Study, group: Group) -> dict[str, Any]:
+    """What decides a group's training data; noise settings only where there is noise."""
+    data: dict[str, Any] = {
+        "dataset": study.data.dataset,
+        "limit": study.data.limit,
+        "seed": study.data.seed,
+    }
+    if group.noise > 0:
+        data["noise"] = {
+            "fraction": group.noise,
+            "seed": group.noise_seed,
+            "scheme": group.scheme,
+        }
+    return data
+
+
+def _data(study: Study, group: Group, *splits: str) -> dict[str, str]:
+    """Digests of the data by split; limit and noise concern the training set only."""
+    digests = {}
+    for split in splits:
+        if split == "test":
+            digests[split] = data_digest(study.data.dataset, "test")
+            continue
+        noise: dict[str, Any] = {}
+        if group.noise > 0:
+            noise = {
+                "fraction": group.noise,
+                "noise_seed": group.noise_seed,
+                "scheme": group.scheme,
+            }
+        digests[split] = data_digest(
+            study.data.dataset, "train", limit=study.data.limit, seed=study.data.seed, **noise
+        )
+    return digests
+
+
+def _execution(study: Study, *, landscape: bool = True) -> dict[str, Any]:
+    """The settings of `[run]` that a job reads."""
+    run: dict[str, Any] = {"threads": study.run.threads, "device": study.run.device}
+    if landscape:
+        run |= {"batch_size": study.run.batch_size, "precision": study.run.precision}
+    return run
+
+
+def _chain(study: Study, group: Group, seed: int) -> Iterator[Job]:
+    """The segments in which one network is trained."""
+    training = study.training
+    epochs = group.epochs or training.epochs
+    recipe = {
+        "epochs": epochs,
+        "batch_size": training.batch_size,
+        "optimizer": training.optimizer,
+        "learning_rate": training.learning_rate,
+        "momentum": training.momentum,
+        "weight_decay": training.weight_decay,
+        "schedule": training.schedule,
+        "step_epochs": training.step_epochs,
+        "step_factor": training.step_factor,
+        "stop_at_loss": training.stop_at_loss,
+    }
+    before: tuple[str, ...] = ()
+    for first in range(0, epochs, training.segment_epochs):
+        last = min(first + training.segment_epochs, epochs)
+        job = Job(
+            "train",
+            {
+                "data": data_settings(study, group),
+                "model": study.model.model_dump(),
+                "recipe": recipe,
+                "seed": seed,
+                "match_loss": training.match_loss,
+                "segment": [first, last],
+                "run": _execution(study, landscape=False),
+            },
+            dependencies=before,
+            inputs=(("train", ("state.safetensors",)),) * len(before),
+            data=_data(study, group, "train", "test"),
+            label=f"{group.name}/{seed} epochs {first + 1}-{last}",
+            units=last - first,
+        )
+        yield job
+        before = (job.digest,)
+
+
+def _network(group: Group, seed: int, chain: Sequence[Job]) -> Job:
+    """The job that collects a chain of segments: weights at both checkpoints, and the history."""
+    matched = ("matched.safetensors",)
+    return Job(
+        "network",
+        {
+            "group": group.name,
+            "network": seed,
+            "model": chain[-1].settings["model"],
+            "recipe": chain[-1].settings["recipe"],
+            "match_loss": chain[-1].settings["match_loss"],
+            "data": chain[-1].settings["data"],
+            "run": chain[-1].settings["run"],
+        },
+        dependencies=tuple(job.digest for job in chain),
+        inputs=(*((("train", matched),) * (len(chain) - 1)), ("train", ("",))),
+        data=chain[-1].data,
+        label=f"{group.name}/{seed} network",
+    )
+
+
+def _weights(checkpoint: str) -> tuple[str, tuple[str, ...]]:
+    """What is read of a network by jobs that measure it at `checkpoint`."""
+    file = "last.safetensors" if checkpoint == "end" else "matched.safetensors"
+    return ("network", (file, "history.zarr/"))
+
+
+def _tiles(study: Study, group: Group, split: str, corners: Sequence[Job]) -> Iterator[Job]:
+    """The tiles of one surface: blocks of points in the order of the grid's rows."""
+    surface = study.surface
+    assert surface is not None
+    points = surface.resolution**2
+    count = -(-points // surface.tile)
+    for index in range(count):
+        first = index * surface.tile
+        size = min(surface.tile, points - first)
+        yield Job(
+            "tile",
+            {**_surface_settings(study, group, split), "first": first, "count": size},
+            dependencies=tuple(job.digest for job in corners),
+            inputs=(_weights(surface.checkpoint),) * len(corners),
+            data=_data(study, group, split),
+            label=f"{group.name} {split} surface tile {index + 1}/{count}",
+            units=size,
+        )
+
+
+def _surface_settings(study: Study, group: Group, split: str) -> dict[str, Any]:
+    """What decides the numbers on a surface."""
+    surface = study.surface
+    assert surface is not None
+    return {
+        "group": group.name,
+        "split": split,
+        "data": data_settings(study, group),
+        "model": study.model.model_dump(),
+        "resolution": surface.resolution,
+        "coordinates": surface.coordinates,
+        "extent": list(surface.extent) if surface.extent is not None else None,
+        "checkpoint": surface.checkpoint,
+        "batchnorm": surface.batchnorm,
+        "run": _execution(study),
+    }
+
+
+def _surface(
+    study: Study, group: Group, split: str, corners: Sequence[Job], tiles: Sequence[Job]
+) -> Job:
+    """The job that lays the tiles together and adds the minima themselves."""
+    assert study.surface is not None
+    return Job(
+        "surface",
+        _surface_settings(study, group, split),
+        dependencies=tuple(job.digest for job in (*corners, *tiles)),
+        inputs=(
+            *((_weights(study.surface.checkpoint),) * len(corners)),
+            *((("tile", ("",)),) * len(tiles)),
+        ),
+        data=_data(study, group, split),
+        label=f"{group.name} {split} surface",
+        units=len(corners),
+    )
+
+
+def _radii(study: Study, group: Group, seed: int, network: Job) -> Iterator[Job]:
+    """All blocks of directions of one network, under every protocol and checkpoint."""
+    radius = study.radius
+    assert radius is not None
+    for protocol in radius.protocols:
+        # The published protocol knows no matched checkpoint: it is repeated as it was.
+        for checkpoint in ("end", "matched") if protocol == "crossing" else ("end",):
+            for parameters in radius.parameters:
+                settings: dict[str, Any] = {
+                    "group": group.name,
+                    "network": seed,
+                    "data": data_settings(study, group),
+                    "model": study.model.model_dump(),
+                    "checkpoint": checkpoint,
+                    "parameters": parameters,
+                    "protocol": protocol,
+                    "batchnorm": "keep",
+                    "threshold": radius.threshold,
+                    "max_radius": radius.max_radius,
+                    "seed": radius.seed,
+                    "run": _execution(study),
+                }
+                if protocol == "crossing":
+                    settings["tolerance"] = radius.tolerance
+                else:
+                    settings["step"] = radius.steps[parameters]
+                for first in range(0, radius.directions, radius.block):
+                    count = min(radius.block, radius.directions - first)
+                    yield Job(
+                        "radius",
+                        {**settings, "first": first, "count": count},
+                        dependencies=(network.digest,),
+                        inputs=(_weights(checkpoint),),
+                        data=_data(study, group, "train"),
+                        label=(
+                            f"{group.name}/{seed} radius {parameters} {protocol} {checkpoint}"
+                            f" {first + 1}-{first + count}"
+                        ),
+                        units=count * (2 if protocol == "crossing" else 1),
+                    )
+
+
+def _summary(study: Study, networks: Sequence[Job], radii: Sequence[Job]) -> Job:
+    """The job that turns all radii into the table, its intervals and its sentences."""
+    assert study.radius is not None
+    settings = {
+        "name": study.name,
+        "data": {"dataset": study.data.dataset},
+        "groups": [{"name": group.name, "noise": group.noise} for group in study.groups],
+        "training": {"match_loss": study.training.match_loss, "networks": len(_seeds(study))},
+        "radius": {
+            "threshold": study.radius.threshold,
+            "parameters": study.radius.parameters,
+            "protocols": study.radius.protocols,
+        },
+        "summary": study.summary.model_dump(),
+        "report": {"published": study.report.published},
+    }
+    return Job(
+        "summary",
+        settings,
+        dependencies=tuple(job.digest for job in (*networks, *radii)),
+        inputs=(
+            *((("network", ("history.zarr/",)),) * len(networks)),
+            *((("radius", ("",)),) * len(radii)),
+        ),
+        label="summary",
+    )

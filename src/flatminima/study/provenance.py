@@ -1,0 +1,69 @@
+"""Where results come from: code, versions and machine. Kept in `run.json` and nowhere else."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from flatminima import __version__
+
+_PACKAGES = ("torch", "numpy", "scipy", "xarray", "zarr", "safetensors", "scikit-learn")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine, and the commit of the code if it runs from its repository."""
+    commit, dirty = _commit()
+    versions = {"flatminima": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "host": platform.platform(),
+        "versions": versions,
+    }
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit and whether the package's files differ from it; nothing for an installed copy."""
+    package = Path(__file__).parents[1]
+    # Asked of a file, so that a package installed inside somebody's repository is not taken for it.
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None, None
+    commit, changes = (
+        _git(package, "rev-parse", "HEAD"),
+        _git(package, "status", "--porcelain", "."),
+    )
+    return commit, None if changes is None else changes != ""
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """The answer of git, or nothing where there is none."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _cpu() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

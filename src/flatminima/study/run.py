@@ -1,0 +1,181 @@
+"""A whole study, from its settings to results in a store."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flatminima.data.sources import fetch
+from flatminima.store import Store
+from flatminima.study.config import Study, StudyError, load_study, parse_study
+from flatminima.study.executors import Listener, execute, open_executor
+from flatminima.study.plan import PARTS, RESULTS, Job, needed, plan_study, resolve
+from flatminima.study.provenance import provenance
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study consists of and what of it is still to do.
+
+    Attributes:
+        study: The settings, with nothing left to "auto".
+        store: Where results are kept.
+        jobs: All jobs, each after those it depends on.
+        todo: The jobs that must run.
+    """
+
+    study: Study
+    store: Store
+    jobs: list[Job]
+    todo: list[Job]
+
+    def manifest(self) -> dict[str, Any]:
+        """What the store remembers of the study: settings and jobs."""
+        return {
+            "settings": self.study.model_dump(mode="json"),
+            "jobs": [
+                {
+                    "kind": job.kind,
+                    "digest": job.digest,
+                    "label": job.label,
+                    "dependencies": list(job.dependencies),
+                }
+                for job in self.jobs
+            ],
+        }
+
+
+def make_plan(
+    study: str | Path | Mapping[str, Any] | Study,
+    *,
+    out: str | Path = "runs",
+    threads: int | None = None,
+    device: str | None = None,
+    only: Sequence[str] = (),
+    create: bool = True,
+) -> Plan:
+    """Read a study and see what of it is still to do. Nothing runs.
+
+    Args:
+        study: Its file, or its settings.
+        out: The folder of the store.
+        threads: Threads per job, instead of the study's own.
+        device: Device, instead of the study's own.
+        only: Parts to do, of "training", "surfaces" and "radii", with all they need; none means
+            all.
+        create: Make the store if there is none.
+
+    Raises:
+        StudyError: The settings cannot be used.
+        StoreError: The folder is no store, or one that a newer version wrote.
+    """
+    if isinstance(study, str | Path):
+        study = load_study(study)
+    elif not isinstance(study, Study):
+        study = parse_study(study)
+    changed = {"threads": threads, "device": device}
+    changed = {name: value for name, value in changed.items() if value is not None}
+    if changed:
+        settings = study.model_dump(mode="json")
+        settings["run"] |= changed
+        study = parse_study(settings)
+    for part in only:
+        if part not in PARTS:
+            raise StudyError(f"expected parts among {', '.join(PARTS)}, got {part!r}; name one")
+    store = Store(out, create=create)
+    earlier = store.manifest(study.name) if study.name in store.studies() else None
+    study = resolve(study, earlier["settings"] if earlier is not None else None)
+    jobs = plan_study(study)
+    done = {job.digest for job in jobs if store.done(job.kind, job.digest)}
+    kinds = [kind for part in only for kind in PARTS[part]] or RESULTS
+    return Plan(study, store, jobs, needed(jobs, done, kinds))
+
+
+def default_workers() -> int:
+    """One process per usable core, at most eight: enough for 3 + 3 networks and the driver."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
+
+
+def run_plan(
+    plan: Plan,
+    *,
+    executor: str = "serial",
+    workers: int | None = None,
+    listener: Listener | None = None,
+) -> None:
+    """Do what is left of a plan. The caller holds the store's lock.
+
+    Raises:
+        StudyFailed: Some jobs failed; all that do not depend on them are done.
+        OSError: Nothing more can be written.
+    """
+    remember(plan)
+    if not plan.todo:
+        return
+    fetch(plan.study.data.dataset)  # once, before several workers ask for it
+    count = 1 if executor == "serial" else min(workers or default_workers(), len(plan.todo))
+    with open_executor(executor, count) as pool:
+        execute(
+            plan.todo,
+            plan.store,
+            pool,
+            workers=count,
+            provenance=provenance(),
+            listener=listener,
+        )
+
+
+def remember(plan: Plan) -> None:
+    """Write the study's manifest if it is new or has changed, keeping what it says of a report."""
+    manifest = plan.manifest()
+    name = plan.study.name
+    earlier = plan.store.manifest(name) if name in plan.store.studies() else {}
+    if "report" in earlier:
+        manifest["report"] = earlier["report"]
+    if manifest != earlier:
+        plan.store.write_manifest(name, manifest)
+
+
+def run_study(
+    study: str | Path | Mapping[str, Any] | Study,
+    *,
+    out: str | Path = "runs",
+    executor: str = "serial",
+    workers: int | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    only: Sequence[str] = (),
+    listener: Listener | None = None,
+) -> Store:
+    """Train and measure whatever of a study is not in the store yet.
+
+    Killed at any moment and called again, it does only what is unfinished, and the results are the
+    same bytes. The report is `flatminima.report.write_report`'s business.
+
+    Args:
+        study: A study file, or its settings as nested mappings.
+        out: The folder of the store.
+        executor: "serial" (in this process) or "processes" (a script that uses them needs
+            `if __name__ == "__main__":`).
+        workers: Number of processes.
+        threads: Threads per job, instead of the study's own.
+        device: Device, instead of the study's own.
+        only: Parts to do, of "training", "surfaces" and "radii"; none means all.
+        listener: Called with "started", "finished" or "failed", the job, and its seconds.
+
+    Returns:
+        The store that holds the results.
+
+    Raises:
+        StudyError: The settings cannot be used.
+        StoreError: The folder is no store, or another run is using it.
+        StudyFailed: Some jobs failed; all that do not depend on them are done.
+        OSError: Nothing more can be written.
+    """
+    plan = make_plan(study, out=out, threads=threads, device=device, only=only)
+    with plan.store.lock():
+        # Another run may have finished some of it before the lock was free.
+        plan = make_plan(study, out=out, threads=threads, device=device, only=only)
+        run_plan(plan, executor=executor, workers=workers, listener=listener)
+    return plan.store

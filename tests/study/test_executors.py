@@ -1,0 +1,211 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flatminima.store import Artifact, Store
+from flatminima.study.executors import Serial, StudyFailed, execute, open_executor
+from flatminima.study.plan import Job
+
+SETTINGS = {"data": {"dataset": "digits", "limit": 10}, "model": {"name": "mlp", "settings": {}}}
+
+
+def _job(name: str, *needs: Job, kind: str = "network", units: int = 1) -> Job:
+    return Job(
+        kind,
+        {**SETTINGS, "name": name},
+        dependencies=tuple(job.digest for job in needs),
+        inputs=tuple((job.kind, ("",)) for job in needs),
+        label=name,
+        units=units,
+    )
+
+
+def _name(job: Job, inputs: Mapping[str, Artifact]) -> tuple[dict[str, bytes], float]:
+    """An artifact that spells out what it was made of."""
+    parts = [inputs[digest]["name"] for digest in job.dependencies]
+    return {"name": job.label.encode() + b"(" + b",".join(parts) + b")"}, 0.5
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "runs", create=True)
+
+
+def test_jobs_get_what_they_depend_on_and_are_recorded(store: Store) -> None:
+    a, b = _job("a"), _job("b")
+    c = _job("c", a, b)
+    d = _job("d", c, a)
+    seen = []
+    execute(
+        [a, b, c, d],
+        store,
+        Serial(),
+        provenance={"commit": "x"},
+        work=_name,
+        listener=lambda event, job, seconds: seen.append((event, job.label)),
+    )
+    assert store.read("network", d.digest) == {"name": b"d(c(a(),b()),a())"}
+    record = store.record("network", d.digest)
+    assert record["dependencies"] == [c.digest, a.digest]
+    assert record["provenance"]["commit"] == "x"
+    assert record["provenance"]["seconds"] == 0.5
+    assert [label for event, label in seen if event == "finished"][-2:] == ["c", "d"]
+    execute([_job("e", d)], store, Serial(), work=_name)
+    assert store.done("network", _job("e", d).digest)
+
+
+def test_the_longest_chain_goes_first(store: Store) -> None:
+    short = [_job(f"short{n}") for n in range(3)]
+    first = _job("first", kind="train", units=1000)
+    second = _job("second", first, kind="train", units=1000)
+    events: list[tuple[str, str]] = []
+    execute(
+        [*short, first, second],
+        store,
+        Serial(),
+        work=_name,
+        listener=lambda event, job, seconds: events.append((event, job.label)),
+    )
+    order = [label for event, label in events if event == "started"]
+    assert order == ["first", "second", "short0", "short1", "short2"]
+
+
+def test_a_failure_stops_only_what_needs_it(store: Store) -> None:
+    bad, good = _job("bad"), _job("good")
+    after, alike = _job("after", bad), _job("alike", good)
+
+    def work(job: Job, inputs: Mapping[str, Artifact]) -> tuple[dict[str, bytes], float]:
+        if job.label == "bad":
+            raise ValueError("expected\nx, got y")
+        return _name(job, inputs)
+
+    events = []
+    with pytest.raises(StudyFailed, match=r"^bad: expected x, got y; 1 that need") as caught:
+        execute(
+            [bad, good, after, alike],
+            store,
+            Serial(),
+            work=work,
+            listener=lambda event, job, seconds: events.append((event, job.label)),
+        )
+    assert caught.value.bad_input
+    assert store.done("network", alike.digest)
+    assert not store.done("network", after.digest)
+    assert ("failed", "bad") in events
+    assert ("started", "after") not in events
+
+
+def test_a_crash_is_no_bad_input(store: Store) -> None:
+    def work(job: Job, inputs: Mapping[str, Artifact]) -> tuple[dict[str, bytes], float]:
+        raise RuntimeError("boom")
+
+    with pytest.raises(StudyFailed, match="RuntimeError: boom, and 1 more failed; all") as caught:
+        execute([_job("a"), _job("b")], store, Serial(), work=work)
+    assert not caught.value.bad_input
+
+
+@pytest.mark.parametrize("where", ["worker", "driver"])
+def test_a_full_disk_ends_the_run_at_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    calls = []
+
+    def work(job: Job, inputs: Mapping[str, Artifact]) -> tuple[dict[str, bytes], float]:
+        calls.append(job.label)
+        if where == "worker" and job.label == "b":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return _name(job, inputs)
+
+    write = Store.write
+
+    def full(self: Store, kind: str, digest: str, artifact: Artifact, **options: Any) -> None:
+        if where == "driver" and artifact["name"] == b"b()":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, kind, digest, artifact, **options)
+
+    monkeypatch.setattr(Store, "write", full)
+    jobs = [_job("a"), _job("b"), _job("c")]
+    with pytest.raises(OSError, match="No space left"):
+        execute(jobs, store, Serial(), work=work)
+    assert calls == ["a", "b"]
+    assert store.done("network", jobs[0].digest)
+    assert not store.done("network", jobs[1].digest)
+
+
+def test_a_killed_worker_is_one_line(store: Store) -> None:
+    class Broken:
+        def submit(self, function: Callable[..., Any], /, *arguments: Any) -> "Future[Any]":
+            future: Future[Any] = Future()
+            future.set_exception(BrokenProcessPool("terminated abruptly"))
+            return future
+
+    with pytest.raises(RuntimeError, match="a worker process was killed"):
+        execute([_job("a")], store, Broken())
+
+
+@pytest.mark.parametrize(("name", "workers"), [("threads", 1), ("processes", 0)])
+def test_unknown_executors_are_refused(name: str, workers: int) -> None:
+    with pytest.raises(ValueError, match="expected"), open_executor(name, workers):
+        pass
+
+
+_DRIVER = """
+import multiprocessing, sys
+from flatminima.study import run_study
+
+def tell(event, job, seconds):
+    pids = [process.pid for process in multiprocessing.active_children()]
+    print(event, *pids, flush=True)
+
+if __name__ == "__main__":
+    run_study(
+        {
+            "name": "endless",
+            "data": {"dataset": "digits", "limit": 40},
+            "groups": [{"name": "a"}],
+            "model": {"name": "mlp", "settings": {"sizes": [64, 6, 10]}},
+            "training": {"epochs": 10**6, "segment_epochs": 10**6, "networks": 2},
+        },
+        out=sys.argv[1],
+        executor="processes",
+        workers=2,
+        listener=tell,
+    )
+"""
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has reaped yet does not."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc who is alive")
+def test_workers_die_with_a_killed_driver(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _DRIVER, str(tmp_path / "runs")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        lines = [driver.stdout.readline().split() for _ in range(2)]
+        workers = [int(pid) for pid in lines[1][1:]]
+        assert [line[0] for line in lines] == ["started", "started"]
+        assert len(workers) == 2
+        assert all(_alive(pid) for pid in workers)
+        driver.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while any(map(_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(_alive, workers))

@@ -1,0 +1,202 @@
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flatminima.data.sources import data_digest
+from flatminima.study import plan as plan_module
+from flatminima.study.config import load_study, parse_study
+from flatminima.study.plan import RESULTS, Job, needed, plan_study, resolve
+
+STUDIES = Path(__file__).parents[2] / "studies"
+Make = Callable[..., dict[str, Any]]
+
+
+def _plan(settings: dict[str, Any]) -> list[Job]:
+    return plan_study(resolve(parse_study(settings)))
+
+
+def _digests(jobs: list[Job], *kinds: str) -> set[str]:
+    return {job.digest for job in jobs if job.kind in kinds}
+
+
+# Names of results of the paper study. A change here makes everybody's stored results of that kind
+# be computed again: it is right only together with a new version of the kind.
+GOLDEN = {
+    "natural/0 epochs 1-5": "d654c8f458d1f01aeaa5",
+    "random/2 epochs 146-150": "3f096021c732216d16b4",
+    "natural/0 network": "6228740afb646dedc9c7",
+    "random/2 network": "788923fe3bf92349a5c4",
+    "natural train surface tile 1/50": "5e18b69e46eb2c3f8f16",
+    "random train surface": "3dd37770630ce5fb4723",
+    "natural/0 radius all crossing end 1-5": "06527ca0838cd35eb67b",
+    "natural/0 radius all crossing matched 1-5": "4937724a1b50e18c527b",
+    "random/1 radius top stepwise end 16-20": "74ec1e6e7db123541a16",
+    "summary": "81aeafdf7504be308a5c",
+}
+
+
+def test_the_names_of_the_paper_study_stay() -> None:
+    jobs = plan_study(resolve(load_study(STUDIES / "mnist-paper.toml")))
+    assert Counter(job.kind for job in jobs) == {
+        "train": 3 * 6 + 3 * 30,
+        "network": 6,
+        "tile": 2 * 50,
+        "surface": 2,
+        "radius": 6 * 3 * 2 * 4,
+        "summary": 1,
+    }
+    by_label = {job.label: job.digest[:20] for job in jobs}
+    assert {label: by_label[label] for label in GOLDEN} == GOLDEN
+
+
+def test_jobs_come_after_what_they_need_and_say_what_they_read(smallest: Make) -> None:
+    seen: dict[str, Job] = {}
+    for job in _plan(smallest()):
+        assert job.digest not in seen
+        assert len(job.inputs) == len(job.dependencies)
+        for digest, (kind, files) in zip(job.dependencies, job.inputs, strict=True):
+            assert seen[digest].kind == kind
+            assert files
+        seen[job.digest] = job
+
+
+def test_tiles_segments_and_blocks_cover_everything_once(smallest: Make) -> None:
+    settings = smallest(training={"epochs": 5}, radius={"directions": 5})
+    jobs = _plan(settings)
+    natural = [job for job in jobs if job.label.startswith("natural")]
+    segments = [j.settings["segment"] for j in natural if j.kind == "train"]
+    assert segments == [[0, 2], [2, 4], [4, 5]] * 3
+    tiles = [(j.settings["first"], j.settings["count"]) for j in natural if j.kind == "tile"]
+    assert tiles == [(0, 5), (5, 4)]
+    blocks = {(j.settings["first"], j.settings["count"]) for j in natural if j.kind == "radius"}
+    assert blocks == {(0, 2), (2, 2), (4, 1)}
+    ways = Counter(
+        (j.settings["protocol"], j.settings["checkpoint"], j.settings["parameters"])
+        for j in natural
+        if j.kind == "radius"
+    )
+    assert ways == {
+        (protocol, checkpoint, parameters): 9
+        for protocol, checkpoint in (
+            ("crossing", "end"),
+            ("crossing", "matched"),
+            ("stepwise", "end"),
+        )
+        for parameters in ("all", "top")
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "same", "other"),
+    [
+        ({"title": "t"}, RESULTS, ()),
+        ({"report": {"clip": 2.0}}, RESULTS, ()),
+        ({"name": "renamed"}, ("train", "network", "surface", "radius"), ("summary",)),
+        ({"surface": None}, ("train", "network", "radius", "summary"), ()),
+        ({"radius": None}, ("train", "network", "surface"), ()),
+        ({"radius": {"threshold": 0.1}}, ("train", "network", "surface"), ("radius", "summary")),
+        ({"surface": {"tile": 4}}, ("train", "network", "radius"), ("tile", "surface")),
+        ({"summary": {"exclude": []}}, ("network", "surface", "radius"), ("summary",)),
+        ({"training": {"seed": 7}}, (), RESULTS),
+        ({"training": {"momentum": 0.5}}, (), RESULTS),
+        ({"data": {"limit": 41}}, (), RESULTS),
+        ({"data": {"seed": 1}}, (), RESULTS),
+        ({"run": {"threads": 2}}, (), ("train", "tile", *RESULTS)),
+        ({"run": {"batch_size": 7}}, ("train", "network"), ("tile", "surface", "radius")),
+    ],
+    ids=str,
+)
+def test_a_setting_renames_what_reads_it_and_nothing_else(
+    smallest: Make, changed: dict[str, Any], same: tuple[str, ...], other: tuple[str, ...]
+) -> None:
+    before, after = _plan(smallest()), _plan(smallest(**changed))
+    for kind in same:
+        assert _digests(before, kind) == _digests(after, kind)
+    for kind in other:
+        assert not _digests(before, kind) & _digests(after, kind)
+
+
+def test_noise_settings_of_a_group_without_noise_change_nothing(smallest: Make) -> None:
+    plain = smallest(groups=[{"name": "a"}])
+    told = smallest(groups=[{"name": "a", "noise": 0.0, "noise_seed": 5, "scheme": "flip"}])
+    assert _digests(_plan(plain), *RESULTS) == _digests(_plan(told), *RESULTS)
+
+
+def test_groups_with_the_same_training_share_it(smallest: Make) -> None:
+    one = _plan(smallest(groups=[{"name": "a"}]))
+    two = _plan(smallest(groups=[{"name": "a"}, {"name": "b"}]))
+    assert _digests(one, "train") == _digests(two, "train")
+    assert len(_digests(two, "network")) == 6
+
+
+def test_the_data_digests_are_those_of_the_data(smallest: Make) -> None:
+    jobs = _plan(smallest(data={"split": ["train", "test"]}))
+    train = next(job for job in jobs if job.label.startswith("random/0 epochs"))
+    assert train.data == {
+        "train": data_digest(
+            "digits", "train", limit=40, seed=0, fraction=0.5, noise_seed=1, scheme="replace"
+        ),
+        "test": data_digest("digits", "test"),
+    }
+    splits = {job.settings["split"]: dict(job.data) for job in jobs if job.kind == "surface"}
+    assert splits["test"] == {"test": data_digest("digits", "test")}
+
+
+def test_a_later_setting_without_effect_keeps_old_names(
+    smallest: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = next(job for job in _plan(smallest()) if job.kind == "train")
+    later = {**job.settings, "recipe": {**job.settings["recipe"], "smoothing": 0.0}, "ema": None}
+    monkeypatch.setattr(
+        plan_module, "_ADDED", {"train": {"recipe.smoothing": 0.0, "ema": None, "gone.x": 1}}
+    )
+    assert Job("train", later, data=job.data).digest == job.digest
+    effective = {**later, "recipe": {**later["recipe"], "smoothing": 0.1}}
+    assert Job("train", effective, data=job.data).digest != job.digest
+
+
+def test_a_new_version_of_a_kind_renames_it_and_what_follows(
+    smallest: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _plan(smallest())
+    monkeypatch.setitem(plan_module.VERSIONS, "network", 2)
+    after = _plan(smallest())
+    assert _digests(before, "train") == _digests(after, "train")
+    assert not _digests(before, *RESULTS) & _digests(after, *RESULTS)
+
+
+def test_only_what_results_need_is_to_do(smallest: Make) -> None:
+    jobs = _plan(smallest())
+    every = _digests(jobs, *plan_module.VERSIONS)
+    assert {job.digest for job in needed(jobs, set())} == every
+    assert needed(jobs, _digests(jobs, *RESULTS)) == []
+    networks = _digests(jobs, "network")
+    assert {job.kind for job in needed(jobs, networks)} == {"tile", "surface", "radius", "summary"}
+    radii = _digests(jobs, "radius")
+    assert {job.kind for job in needed(jobs, radii, ["radius", "summary"])} == {
+        *("train", "network", "summary"),
+    }
+    assert {job.kind for job in needed(jobs, set(), ["network"])} == {"train", "network"}
+    surfaces = {job.kind for job in needed(jobs, set(), ["tile", "surface"])}
+    assert surfaces == {"train", "network", "tile", "surface"}
+
+
+def test_auto_is_settled_once(smallest: Make) -> None:
+    study = resolve(parse_study(smallest()))
+    assert isinstance(study.run.batch_size, int)
+    assert study.surface is not None
+    assert study.surface.batchnorm == "recompute"
+    earlier = study.model_dump(mode="json")
+    earlier["run"]["batch_size"] = 123
+    assert resolve(parse_study(smallest()), earlier).run.batch_size == 123
+    assert resolve(parse_study(smallest(run={"batch_size": 9})), earlier).run.batch_size == 9
+    other = smallest(model={"settings": {"sizes": [64, 7, 10]}})
+    assert resolve(parse_study(other), earlier).run.batch_size == study.run.batch_size
+
+
+def test_the_stored_settings_are_a_study_again(smallest: Make) -> None:
+    study = resolve(parse_study(smallest()))
+    assert parse_study(study.model_dump(mode="json")) == study

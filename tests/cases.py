@@ -1,6 +1,7 @@
 """Small networks and data sets whose answers are known, built in one place."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -36,9 +37,9 @@ def quadratic(curvatures: Sequence[float], at: Sequence[float] | None = None):
 
 
 def perceptron(seed: int = 0, *, sizes: Sequence[int] = (6, 8, 5, CLASSES), dtype=torch.float64):
-    """A small ReLU network, seeded without touching the global generator."""
+    """A small ReLU network with weights drawn from `seed`."""
     layers: list[nn.Module] = []
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after, dtype=dtype), nn.ReLU()]
     return seeded(nn.Sequential(*layers[:-1]), seed)
 

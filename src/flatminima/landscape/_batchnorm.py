@@ -55,13 +55,17 @@ def resolve(policy: str, network: nn.Module, anchors: int) -> str:
 def batch_statistics(network: nn.Module) -> Iterator[None]:
     """Within, BatchNorm layers normalise by their batch; everything else stays in evaluation."""
     layers = batchnorm_layers(network).values()
+    eps = [layer.eps for layer in layers]
     for layer in layers:
         layer.training = True
+        # torch refuses eps = 0 in training; the smallest number has the same effect.
+        layer.eps = layer.eps or torch.finfo(torch.float64).tiny
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, own in zip(layers, eps, strict=True):
             layer.training = False
+            layer.eps = own
 
 
 def recomputed(

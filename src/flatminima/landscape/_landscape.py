@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flatminima._linear import quick_linear
 from flatminima._seeds import derive_seed
 from flatminima.data import Dataset
 from flatminima.landscape import _batchnorm, _layers
 from flatminima.landscape._affine import evaluate_leading, evaluate_top
-from flatminima.landscape._kernels import quick_products
 from flatminima.landscape._losses import Losses, Meter, PerSample, per_sample_loss
 from flatminima.landscape._proof import AGREEMENT, disagreement
 from flatminima.landscape._reference import evaluate
@@ -231,7 +231,7 @@ class Landscape:
         prepared.features = []
         if gap is not None:
             return f" (the top-layer path differed by {gap:.1e} on a probe)"
-        with quick_products(self._network):
+        with quick_linear():
             prepared.features = list(self._top_features(name, self._batches()))
         prepared.path = "top"
         return ""

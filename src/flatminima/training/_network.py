@@ -12,7 +12,7 @@ from torch.nn import functional
 from flatminima._seeds import derive_seed
 from flatminima.data.dataset import Dataset
 from flatminima.models import build_model
-from flatminima.training._linear import quick_linear
+from flatminima._linear import quick_linear
 from flatminima.training.recipe import Recipe
 
 Model: TypeAlias = str | Mapping[str, Any] | Callable[[], nn.Module] | nn.Module

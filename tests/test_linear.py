@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from flatminima.training import _linear
-from flatminima.training._linear import applies, product, quick_linear
+from flatminima import _linear
+from flatminima._linear import applies, product, quick_linear
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch was built without oneDNN"

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flatminima._linear import quick_linear
 from flatminima._seeds import derive_seed
 from flatminima.data.dataset import Dataset
 from flatminima.models import build_model
-from flatminima._linear import quick_linear
 from flatminima.training.recipe import Recipe
 
 Model: TypeAlias = str | Mapping[str, Any] | Callable[[], nn.Module] | nn.Module

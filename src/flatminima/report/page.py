@@ -1,0 +1,361 @@
+"""The page: one self-contained file that shows everything the store holds of some studies."""
+
+import base64
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from flatminima.report import captions, style
+from flatminima.report.contents import StudyContents, Surface
+from flatminima.report.inline_svg import inline_svg, page_style
+from flatminima.report.provenance import facts, provenance_section, settings_section
+from flatminima.report.radii import measured_columns, measured_parameters, radii_panel
+from flatminima.report.surfaces import CAMERA, contour_panel, surface_title
+from flatminima.report.tables import (
+    COLUMN_TITLES,
+    PARAMETER_TITLES,
+    contrast_header,
+    contrasts,
+    table_cells,
+    table_columns,
+    table_csv,
+    table_markdown,
+)
+from flatminima.report.training_curves import QUANTITIES, training_panel
+
+escape = html.escape
+
+_SECTIONS = {
+    "answer": "Answer",
+    "surfaces": "Surfaces",
+    "contours": "Maps",
+    "table": "Table",
+    "radii": "Radii",
+    "training": "Training",
+    "made": "How it was made",
+}
+_DISTANCE = 2.0
+"""Of the camera, in sizes of the scene."""
+
+
+def build_page(studies: Sequence[StudyContents]) -> str:
+    """The whole page as text; nothing in it points outside."""
+    views: list[dict[str, Any]] = []
+    body = "\n".join(_study(study, index, views) for index, study in enumerate(studies))
+    first = escape(studies[0].name)
+    links = [f'<a href="#{first}-{key}">{title}</a>' for key, title in _SECTIONS.items()]
+    data = {"rows": views, "colours": style.plotly_colours()}
+    return Template(_part("page.html")).substitute(
+        title=escape(" · ".join(study.title for study in studies)),
+        style=_part("page.css"),
+        navigation="".join(links),
+        body=body,
+        plotly=_plotly() if views else "",
+        data=_embedded_json(data),
+        script=_part("page.js"),
+    )
+
+
+def _part(name: str) -> str:
+    return resources.files("flatminima.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _plotly() -> str:
+    """The drawing library, inlined. Its text holds no closing script tag; a test says so."""
+    from plotly.offline import get_plotlyjs
+
+    return f"<script>{get_plotlyjs()}</script>"
+
+
+def _embedded_json(value: object) -> str:
+    """JSON that no text inside it can end before its time."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _study(study: StudyContents, index: int, views: list[dict[str, Any]]) -> str:
+    """All sections of one study."""
+    chips = "".join(f"<li{strong}>{escape(text)}</li>" for text, strong in _chips(study))
+    sections = {
+        "answer": _answer(study),
+        "surfaces": _surfaces(study, views),
+        "contours": _contours(study, index),
+        "table": _table(study),
+        "radii": _radii(study, index),
+        "training": _training(study, index),
+        "made": provenance_section(study) + settings_section(study),
+    }
+    titles = {
+        "answer": "Answer",
+        "surfaces": "The loss between the minima",
+        "contours": "The same planes as maps",
+        "table": "Flatness radii, table",
+        "radii": "Flatness radii, every ray",
+        "training": "Training",
+        "made": "How it was made",
+    }
+    name = escape(study.name)
+    parts = [
+        f'<section id="{name}-{key}"{" class=answer" if key == "answer" else ""}>'
+        f"<h2>{titles[key]}</h2>{content}</section>"
+        for key, content in sections.items()
+    ]
+    head = f'<h1>{escape(study.title)}</h1><ul class="facts">{chips}</ul>'
+    return f'<article class="study" id="{name}">{head}{"".join(parts)}</article>'
+
+
+def _chips(study: StudyContents) -> list[tuple[str, str]]:
+    texts = [(study.version, ' class="strong"'), (captions.data_name(study), "")]
+    return texts + [(fact, "") for fact in facts(study)]
+
+
+def _answer(study: StudyContents) -> str:
+    """The sentences of the summary, the matched comparison first."""
+    if not study.sentences:
+        return _sentence("No answer yet: the radii of this study have not been summarised.")
+    lead, *rest = study.sentences
+    return f'<p class="lead">{escape(lead)}</p>' + "".join(f"<p>{escape(s)}</p>" for s in rest)
+
+
+def _surfaces(study: StudyContents, views: list[dict[str, Any]]) -> str:
+    """Every row of surfaces with its toggles."""
+    if not study.surfaces:
+        return _sentence(_no_surface(study))
+    return "".join(_surface_row(study, row, views) for row in study.surface_rows())
+
+
+def _surface_row(study: StudyContents, row: list[Surface], views: list[dict[str, Any]]) -> str:
+    """Reliefs side by side, what is drawn of them in `views`."""
+    made = [surface for surface in row if surface.data is not None]
+    if not made:
+        return f'<div class="pair">{"".join(_missing(surface) for surface in row)}</div>'
+    number = len(views)
+    views.append(_view(study, made))
+    places = {id(surface): i for i, surface in enumerate(made)}
+    cards = [
+        _missing(surface)
+        if surface.data is None
+        else f'<figure class="card" style="margin:0"><h3>{_swatch(study, surface.group)}'
+        f"{escape(surface_title(study, surface))}</h3>"
+        f'<div class="scene" id="scene-{number}-{places[id(surface)]}" role="img" '
+        f'aria-label="Loss surface, {escape(surface_title(study, surface))}"></div></figure>'
+        for surface in row
+    ]
+    tools = (
+        '<div class="tools" role="group" aria-label="How the surfaces are drawn">'
+        '<button type="button" class="button" data-toggle="clip" aria-pressed="true">'
+        f"Clip at {study.clip:g}</button>"
+        '<button type="button" class="button" data-toggle="log" aria-pressed="false">'
+        "Log scale</button>"
+        '<button type="button" class="button" data-reset>Reset view</button></div>'
+    )
+    scale = (
+        '<div class="scale"><div class="ramp"></div><div class="ticks"></div>'
+        '<div class="name"></div></div>'
+    )
+    caption = (
+        f"{captions.surfaces_caption(study, row)} Drag to turn both surfaces; point at one to "
+        "read it."
+    )
+    return (
+        f'<div id="view-{number}">{tools}<div class="pair">{"".join(cards)}</div>{scale}</div>'
+        f"{_caption(caption)}"
+    )
+
+
+def _view(study: StudyContents, made: list[Surface]) -> dict[str, Any]:
+    """A row of surfaces as the page's script reads it."""
+    elevation, azimuth = (math.radians(CAMERA[key]) for key in ("elev", "azim"))
+    eye = {
+        "x": _DISTANCE * math.cos(elevation) * math.cos(azimuth),
+        "y": _DISTANCE * math.cos(elevation) * math.sin(azimuth),
+        "z": _DISTANCE * math.sin(elevation),
+    }
+    camera = {"eye": eye, "center": {"x": 0, "y": 0, "z": -0.1}, "up": {"x": 0, "y": 0, "z": 1}}
+    return {"clip": study.clip, "camera": camera, "surfaces": [_numbers(s) for s in made]}
+
+
+def _numbers(surface: Surface) -> dict[str, Any]:
+    """The stored numbers of a surface, six digits of each; a loss that is not finite is null."""
+    data = surface.data
+    assert data is not None
+    anchors = [
+        {name: _six(data[f"anchor_{name}"].values[i]) for name in ("u", "v", "loss")}
+        | {
+            "accuracy": _six(data["anchor_accuracy"].values[i])
+            if "anchor_accuracy" in data
+            else None
+        }
+        for i in range(data.sizes["anchor"])
+    ]
+    numbers = {name: _six(data[name].values) for name in ("u", "v", "x", "y", "loss")}
+    accuracy = _six(data["accuracy"].values) if "accuracy" in data else None
+    return {**numbers, "accuracy": accuracy, "anchors": anchors}
+
+
+def _six(values: Any) -> Any:
+    """Six significant digits, None for what is not finite; nested lists for arrays."""
+    if np.ndim(values):
+        return [_six(value) for value in values]
+    value = float(values)
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _contours(study: StudyContents, index: int) -> str:
+    """The maps, drawn once and recoloured by the page's theme."""
+    if not study.surfaces:
+        return _sentence(_no_surface(study))
+    parts = []
+    for r, row in enumerate(study.surface_rows()):
+        cards = []
+        for s, surface in enumerate(row):
+            if surface.data is None:
+                cards.append(_missing(surface))
+                continue
+            with style.figure_style(**page_style(f"contours-{index}-{r}-{s}")):
+                figure = contour_panel(study, row, surface)
+                label = f"Contour map, {surface_title(study, surface)}"
+                cards.append(_card(inline_svg(figure, label)))
+        parts.append(
+            f'<div class="pair">{"".join(cards)}</div>'
+            f"{_caption(captions.contours_caption(study, row))}"
+        )
+    return "".join(parts)
+
+
+def _training(study: StudyContents, index: int) -> str:
+    if not study.networks:
+        return _sentence("No network of this study has finished its training yet.")
+    cards = []
+    for quantity in QUANTITIES:
+        with style.figure_style(**page_style(f"training-{index}-{quantity}")):
+            figure = training_panel(study, quantity)
+            cards.append(_card(inline_svg(figure, f"Training curves, {quantity}")))
+    return f'<div class="pair">{"".join(cards)}</div>{_caption(captions.training_caption(study))}'
+
+
+def _radii(study: StudyContents, index: int) -> str:
+    if not study.has_radii:
+        return _sentence(_no_radii(study))
+    cards = []
+    for parameters in measured_parameters(study):
+        for column in measured_columns(study):
+            with style.figure_style(**page_style(f"radii-{index}-{column}-{parameters}")):
+                figure = radii_panel(study, column, parameters)
+                label = f"Radii, {PARAMETER_TITLES[parameters]}, {COLUMN_TITLES[column]}"
+                cards.append(_card(inline_svg(figure, label)))
+    return f'<div class="panels">{"".join(cards)}</div>{_caption(captions.radii_caption(study))}'
+
+
+def _table(study: StudyContents) -> str:
+    """Table 1, the contrasts, and both as files."""
+    cells = table_cells(study)
+    if not cells:
+        return _sentence(_no_radii(study))
+    columns = table_columns(study)
+    head = "".join(
+        f'<th scope="col"{_primary(column)}>{COLUMN_TITLES[column]}</th>' for column in columns
+    )
+    rows = []
+    for start in range(0, len(cells), len(columns)):
+        line = cells[start : start + len(columns)]
+        name = (
+            f"{PARAMETER_TITLES[line[0].parameters]}<br>"
+            f"{_swatch(study, line[0].group)}{escape(line[0].group)} labels"
+        )
+        rows.append(
+            f'<tr><th scope="row">{name}</th>'
+            + "".join(
+                f"<td{_primary(cell.column)}><strong>{escape(cell.headline())}</strong>"
+                + "".join(f"<span>{escape(text)}</span>" for text in cell.details())
+                + "</td>"
+                for cell in line
+            )
+            + "</tr>"
+        )
+    main = (
+        '<div class="scroll" role="region" tabindex="0" aria-label="Flatness radii">'
+        f'<table class="main-table"><thead><tr><td></td>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+    return main + _caption(captions.table_caption(study)) + _contrast_table(study) + _files(study)
+
+
+def _contrast_table(study: StudyContents) -> str:
+    rows = [
+        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in contrast.texts()) + "</tr>"
+        for contrast in contrasts(study)
+    ]
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in contrast_header(study))
+    return (
+        "<details open><summary>Differences between the groups</summary>"
+        '<div class="scroll" role="region" tabindex="0" aria-label="Differences between groups">'
+        f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        "</div></details>"
+    )
+
+
+def _files(study: StudyContents) -> str:
+    """The table as files, carried inside the page."""
+    links = [
+        f'<a download="{escape(study.name)}-table.{suffix}" '
+        f'href="data:{kind};base64,{base64.b64encode(text.encode()).decode()}">{words}</a>'
+        for suffix, kind, text, words in (
+            ("csv", "text/csv", table_csv([study]), "CSV"),
+            ("md", "text/markdown", table_markdown([study]), "Markdown"),
+        )
+    ]
+    return f'<p class="downloads">Save the table as {" or ".join(links)}.</p>'
+
+
+def _primary(column: str) -> str:
+    return ' class="primary"' if column == "measured_matched" else ""
+
+
+def _swatch(study: StudyContents, group: str) -> str:
+    index = study.colour_index(group) % len(style.GROUP_COLOURS)
+    return (
+        f'<span class="swatch" style="background:var(--group-{index});display:inline-block"></span>'
+    )
+
+
+def _missing(surface: Surface) -> str:
+    text = f"There is no surface for {surface.group} labels: {surface.reason}."
+    return f'<div class="card missing"><p>{escape(text)}</p></div>'
+
+
+def _no_surface(study: StudyContents) -> str:
+    asked: Mapping[str, Any] = study.section("surface")
+    return (
+        "The surfaces of this study have not been computed yet."
+        if asked
+        else "This study asks for no surface."
+    )
+
+
+def _no_radii(study: StudyContents) -> str:
+    return (
+        "The radii of this study have not been summarised yet."
+        if study.section("radius")
+        else "This study asks for no radii."
+    )
+
+
+def _card(content: str) -> str:
+    return f'<div class="card">{content}</div>'
+
+
+def _caption(text: str) -> str:
+    return f'<p class="caption">{escape(text)}</p>'
+
+
+def _sentence(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'

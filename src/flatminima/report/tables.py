@@ -1,0 +1,287 @@
+"""Table 1 in the published form, and the contrasts between the groups."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from flatminima.report.contents import COLUMNS, StudyContents
+from flatminima.report.published import NETWORKS, PUBLISHED, RAYS
+
+PARAMETER_TITLES = {"all": "all parameters", "top": "top layer"}
+COLUMN_TITLES = {
+    "published": "published",
+    "as_published": "as published, repeated",
+    "measured_end": "as measured at the end",
+    "measured_matched": "as measured at matched loss",
+}
+NOTE = (
+    "Mean radius over the networks of the mean over their rays, ± population deviation of the "
+    "networks' means (the published form); in brackets the 95 % t interval on the n networks' "
+    "means. ≥ marks a mean that is a lower bound, because some rays did not cross. The least "
+    "radius is the least of the sampled rays, not the worst direction."
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One group's radii in one column of the table; NaN where there is no such number."""
+
+    study: str
+    parameters: str
+    group: str
+    column: str
+    n: int
+    mean: float
+    deviation: float
+    low: float
+    high: float
+    relative: float
+    geometric: float
+    harmonic: float
+    least: float
+    rays: int
+    not_crossed: int
+    train_loss: float
+    networks: int
+    not_reached: int
+    excluded: int
+
+    def headline(self) -> str:
+        """The mean and the deviation, in the published form."""
+        if math.isnan(self.mean):
+            return "not reached" if self.not_reached else "not measured"
+        bound = "≥ " if self.not_crossed else ""
+        spread = f" ± {self.deviation:.2f}" if self.n > 1 else ""
+        return f"{bound}{number(self.mean)}{spread}"
+
+    def details(self) -> list[str]:
+        """What must stand beside the mean, a line each."""
+        lines = []
+        if self.column == "published":
+            return [f"n = {self.n}, {self.rays} rays", "no interval, loss or norm given"]
+        if not math.isnan(self.mean):
+            interval = (
+                f"95 % [{number(self.low)}, {number(self.high)}], n = {self.n}"
+                if math.isfinite(self.low) and math.isfinite(self.high)
+                else f"no interval, n = {self.n}"
+            )
+            lines = [
+                interval,
+                f"train loss {self.train_loss:.3g}",
+                f"r/‖w‖ {self.relative:.3g}",
+                f"least of {self.rays} rays {number(self.least)}",
+            ]
+        if self.not_crossed:
+            lines.append(f"{self.not_crossed} of {self.rays} rays did not cross")
+        if self.not_reached:
+            lines.append(f"not reached ({self.not_reached} of {self.networks})")
+        if self.excluded:
+            lines.append(f"excluded ({self.excluded} of {self.networks})")
+        return lines
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The first group against the second in one column, for one scale of the radius."""
+
+    column: str
+    parameters: str
+    scale: str
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    ratio: float
+    verdict: str
+
+    def texts(self) -> list[str]:
+        """The cells of its row."""
+        gap = not math.isfinite(self.difference)
+        return [
+            COLUMN_TITLES[self.column],
+            PARAMETER_TITLES[self.parameters],
+            {"absolute": "r", "relative": "r/‖w‖"}[self.scale],
+            "-" if gap else number(self.difference, signed=True),
+            "-"
+            if gap or not math.isfinite(self.low)
+            else f"[{number(self.low, signed=True)}, {number(self.high, signed=True)}]",
+            "-" if not math.isfinite(self.p_value) else f"{self.p_value:.2g}",
+            "-" if not math.isfinite(self.ratio) else f"{self.ratio:.3g}",
+            self.verdict,
+        ]
+
+
+def number(value: float, *, signed: bool = False) -> str:
+    """Two decimals from 1 up, three digits below."""
+    if math.isnan(value):
+        return "-"
+    text = f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"
+    return f"+{text}" if signed and value > 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def table_columns(study: StudyContents) -> list[str]:
+    """The columns the study's table has."""
+    published = ["published"] if PUBLISHED.get(study.published) else []
+    return [*published, *COLUMNS]
+
+
+def table_cells(study: StudyContents) -> list[Cell]:
+    """Table 1, row by row: parameters, then group, then column."""
+    if study.summary is None:
+        return []
+    cells = []
+    for parameters in study.summary["parameters"].values:
+        for group in study.groups:
+            cells += [
+                _published(study, str(parameters), group)
+                if column == "published"
+                else _measured(study, str(parameters), group, column)
+                for column in table_columns(study)
+            ]
+    return cells
+
+
+def contrast_header(study: StudyContents) -> list[str]:
+    """The header of the table of contrasts."""
+    first, second = study.groups[:2]
+    return [
+        "column", "moved", "scale", f"{first} \N{MINUS SIGN} {second}",
+        "95 % interval", "p (Welch)", "ratio", "verdict",
+    ]  # fmt: skip
+
+
+def contrasts(study: StudyContents) -> Iterator[Contrast]:
+    """The first group against the second, the primary comparison first."""
+    if study.summary is None or len(study.groups) < 2:
+        return
+    meanings = str(study.summary["verdict"].attrs["flag_meanings"]).split()
+    first, second = study.groups[:2]
+    words = {
+        "none": "no difference claimed",
+        "bound": "none: the smaller mean is a lower bound",
+        "first_flatter": f"{first} flatter",
+        "second_flatter": f"{second} flatter",
+        "unmatched": "no verdict: loss not matched",
+    }
+    for column in reversed(list(COLUMNS)):
+        for parameters in study.summary["parameters"].values:
+            for scale in study.summary["scale"].values:
+                cell = study.summary.sel(column=column, parameters=parameters, scale=scale)
+                low, high = cell["interval"].values
+                verdict = meanings[int(cell["verdict"])]
+                if verdict == "none" and float(low) * float(high) > 0:
+                    # The summary withholds a verdict where the smaller mean may be larger.
+                    verdict = "bound"
+                yield Contrast(
+                    column=column,
+                    parameters=str(parameters),
+                    scale=str(scale),
+                    difference=float(cell["difference"]),
+                    low=float(low),
+                    high=float(high),
+                    p_value=float(cell["p_value"]),
+                    ratio=float(cell["ratio"]),
+                    verdict=words[verdict],
+                )
+
+
+def table_csv(studies: Sequence[StudyContents]) -> str:
+    """Table 1 with one row per cell; a number that does not exist is empty."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        [
+            "study", "parameters", "group", "column", "n", "mean", "deviation", "interval_low",
+            "interval_high", "relative_radius", "geometric_mean", "harmonic_form",
+            "least_radius", "rays", "rays_not_crossed", "train_loss",
+            "networks", "not_reached", "excluded",
+        ]
+    )  # fmt: skip
+    for study in studies:
+        for cell in table_cells(study):
+            values = list(vars(cell).values())
+            writer.writerow(
+                "" if isinstance(v, float) and not math.isfinite(v) else v for v in values
+            )
+    return out.getvalue()
+
+
+def table_markdown(studies: Sequence[StudyContents]) -> str:
+    """Table 1 and the contrasts, a section for each study."""
+    parts = []
+    for study in studies:
+        parts.append(f"## {_plain(study.title)} ({study.version})\n")
+        cells = table_cells(study)
+        if not cells:
+            parts.append("No radius has been summarised yet.\n")
+            continue
+        columns = table_columns(study)
+        rows = [["", *(COLUMN_TITLES[column] for column in columns)]]
+        for start in range(0, len(cells), len(columns)):
+            line = cells[start : start + len(columns)]
+            name = f"{PARAMETER_TITLES[line[0].parameters]}, {_plain(line[0].group)} labels"
+            rows.append([name, *("<br>".join([f"**{c.headline()}**", *c.details()]) for c in line)])
+        parts += [_markdown_rows(rows), NOTE + "\n"]
+        against = [[_plain(text) for text in contrast.texts()] for contrast in contrasts(study)]
+        if against:
+            header = [_plain(text) for text in contrast_header(study)]
+            parts.append(_markdown_rows([header, *against]))
+    return "\n".join(parts)
+
+
+def _published(study: StudyContents, parameters: str, group: str) -> Cell:
+    """The published number for a group, if there is one."""
+    known = PUBLISHED[study.published].get((parameters, group))
+    nan = math.nan
+    return Cell(
+        study=study.name, parameters=parameters, group=group, column="published",
+        n=NETWORKS if known else 0,
+        mean=known.mean if known else nan,
+        deviation=known.deviation if known else nan,
+        low=nan, high=nan, relative=nan, geometric=nan, harmonic=nan, least=nan,
+        rays=NETWORKS * RAYS if known else 0,
+        not_crossed=0, train_loss=nan, networks=NETWORKS, not_reached=0, excluded=0,
+    )  # fmt: skip
+
+
+def _measured(study: StudyContents, parameters: str, group: str, column: str) -> Cell:
+    """One group's numbers from the summary."""
+    assert study.summary is not None
+    cell = study.summary.sel(column=column, parameters=parameters, group=group)
+    low, high = cell["group_interval"].values
+    return Cell(
+        study=study.name,
+        parameters=parameters,
+        group=group,
+        column=column,
+        n=int(cell["group_n"]),
+        mean=float(cell["group_mean"]),
+        deviation=float(cell["group_deviation"]),
+        low=float(low),
+        high=float(high),
+        relative=float(cell["group_relative"]),
+        geometric=float(cell["group_geometric"]),
+        harmonic=float(cell["group_harmonic"]),
+        least=float(cell["group_least"]),
+        rays=int(cell["group_rays"]),
+        not_crossed=int(cell["group_not_crossed"]),
+        train_loss=float(cell["group_train_loss"]),
+        networks=cell.sizes["network"],
+        not_reached=int(cell["not_reached"]),
+        excluded=int(cell["excluded"]),
+    )
+
+
+def _markdown_rows(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    rule = "|" + " --- |" * len(rows[0])
+    return "\n".join([head, rule, *body]) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text from the store that cannot break a Markdown table or smuggle in HTML."""
+    for sign, harmless in {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "\n": " "}.items():
+        text = text.replace(sign, harmless)
+    return text

@@ -79,6 +79,16 @@ def test_autocast_and_reduced_precision_left_on_do_not_reach_the_loss():
     np.testing.assert_array_equal(got, want)
 
 
+def test_half_precision_weights_move_in_float32():
+    stored = perceptron(dtype=torch.bfloat16)
+    data = points(dtype=torch.float32)
+    found = fm.flatness_radius(fm.Landscape(stored, data), stored, directions=3, threshold=1e-3)
+    single = perceptron(dtype=torch.bfloat16).float()
+    want = fm.flatness_radius(fm.Landscape(single, data), single, directions=3, threshold=1e-3)
+    np.testing.assert_array_equal(found.radius, want.radius)
+    assert stored[0].weight.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 7, 36, 37, 100])
 def test_the_mean_is_over_examples_whatever_the_batches(batch_size):
     network, data = perceptron(), points()

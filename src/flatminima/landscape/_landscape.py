@@ -25,6 +25,9 @@ from flatminima.types import Buffers, Coordinates, Parameters
 
 # A batch's largest activation should stay in a core's share of cache (1 to 2 MiB).
 _CACHE = 1_600_000
+# Rounding to bfloat16 moves weights by 0.0017 of their norm, about as far as a radius is long; a
+# network stored so is evaluated in float32, where w + t u keeps its digits.
+_HALF = (torch.bfloat16, torch.float16)
 # Inputs of the top layer are kept for a whole dataset up to this size.
 _FEATURES = 2 * 2**30
 
@@ -55,7 +58,8 @@ class Landscape:
         loss: "cross_entropy", "mse", or a callable `(outputs, targets)` that returns per-sample
             losses `[N]`, or a pair of sums `[N]` and weights `[N]`.
         batchnorm: "auto", "recompute", "keep", "interpolate" or "batch"; see `docs/definitions.md`.
-        precision: "exact": float32 stays float32 (TF32 and autocast off).
+        precision: "exact": float32 stays float32 (TF32 and autocast off), and weights stored in
+            half precision are evaluated in float32.
         batch_size: Examples per forward pass; by default so many that activations fit the cache.
         device: Where to compute; by default where the model is.
         recompute_samples: How many examples `recompute` pools its statistics over.
@@ -91,6 +95,8 @@ class Landscape:
         self.device = torch.device(device or (first.device if first is not None else "cpu"))
         self.dataset = dataset.to(self.device)
         self._network = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
+        if any(value.dtype in _HALF for value in self._network.parameters()):
+            self._network.float()
         self._trainable = tuple(n for n, p in model.named_parameters() if p.requires_grad)
         self.batch_size = min(batch_size or self._cache_sized_batch(), len(dataset))
         self._recompute_samples = recompute_samples

@@ -55,9 +55,10 @@ endif
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# The README is not formatted: its example is aligned by hand.
 lint: install
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check $(wildcard src tests docs benchmarks)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

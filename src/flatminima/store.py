@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -50,14 +49,11 @@ def sha256(data: bytes) -> str:
 
 def dataset_to_files(name: str, dataset: "xr.Dataset") -> dict[str, bytes]:
     """An `xarray.Dataset` as the files of a zarr folder (format 2) called `name`."""
-    with tempfile.TemporaryDirectory(prefix="flatminima-") as folder:
-        path = Path(folder) / "data.zarr"
-        dataset.to_zarr(path, zarr_format=2, consolidated=False)
-        return {
-            f"{name}/{file.relative_to(path).as_posix()}": file.read_bytes()
-            for file in sorted(path.rglob("*"))
-            if file.is_file()
-        }
+    from zarr.storage import MemoryStore
+
+    files: dict[str, Any] = {}
+    dataset.to_zarr(MemoryStore(files), zarr_format=2, consolidated=False)
+    return {f"{name}/{key}": files[key].to_bytes() for key in sorted(files)}
 
 
 def files_to_dataset(name: str, files: Artifact) -> "xr.Dataset":
@@ -66,26 +62,32 @@ def files_to_dataset(name: str, files: Artifact) -> "xr.Dataset":
     Raises:
         StoreError: If there is no such dataset among the files, or its files are damaged.
     """
-    chosen = {key: data for key, data in files.items() if key.startswith(f"{name}/")}
+    from zarr.core.buffer import default_buffer_prototype
+    from zarr.storage import MemoryStore
+
+    make = default_buffer_prototype().buffer.from_bytes
+    chosen = {
+        key.removeprefix(f"{name}/"): make(data)
+        for key, data in files.items()
+        if key.startswith(f"{name}/")
+    }
     if not chosen:
         raise StoreError(f"expected a dataset {name} in the artifact, got {sorted(files)}")
-    with tempfile.TemporaryDirectory(prefix="flatminima-") as folder:
-        _write_files(Path(folder), chosen)
-        return _open_zarr(Path(folder) / name)
+    return _open_zarr(MemoryStore(chosen), name)
 
 
-def _open_zarr(path: Path) -> "xr.Dataset":
-    """Read a zarr folder into memory."""
+def _open_zarr(where: Any, name: str) -> "xr.Dataset":
+    """Read a zarr folder, or a store in its place, into memory."""
     import xarray as xr
 
     try:
-        with xr.open_zarr(path, consolidated=False) as opened:
+        with xr.open_zarr(where, consolidated=False) as opened:
             dataset: xr.Dataset = opened.load()
             return dataset
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StoreError(
-            f"expected a dataset at {path}, got a damaged one ({message}); delete its job's folder"
+            f"expected a dataset at {name}, got a damaged one ({message}); delete its job's folder"
             " and run the study again"
         ) from None
 
@@ -280,7 +282,7 @@ class Store:
         path = self.folder(kind, digest) / "payload" / name
         if not path.is_dir():
             raise StoreError(f"expected a dataset at {path}, got nothing there")
-        return _open_zarr(path)
+        return _open_zarr(path, str(path))
 
     def verify(self) -> tuple[int, list[str]]:
         """Compare every payload file with its recorded digest.

@@ -19,23 +19,24 @@ _SMALLEST = {
         "match_loss": 1.9,
     },
     "surface": {"resolution": 3, "tile": 5},
-    "radius": {"directions": 3, "block": 2},
+    "radius": {"directions": 3, "block": 3},
 }
 
 
-@pytest.fixture
+def smallest_settings(**tables: Any) -> Settings:
+    """Settings of a study that runs in seconds; tables given are merged into them."""
+    made: Settings = deepcopy(_SMALLEST)
+    for name, value in tables.items():
+        if isinstance(value, dict) and isinstance(made.get(name), dict):
+            made[name] |= value
+        elif value is None:
+            del made[name]
+        else:
+            made[name] = value
+    return made
+
+
+@pytest.fixture(scope="session")
 def smallest() -> Callable[..., Settings]:
-    """Settings of a study that runs in about a second; tables given are merged into them."""
-
-    def make(**tables: Any) -> Settings:
-        made: Settings = deepcopy(_SMALLEST)
-        for name, value in tables.items():
-            if isinstance(value, dict) and isinstance(made.get(name), dict):
-                made[name] |= value
-            elif value is None:
-                del made[name]
-            else:
-                made[name] = value
-        return made
-
-    return make
+    """The function `smallest_settings`."""
+    return smallest_settings

@@ -64,7 +64,7 @@ def test_jobs_come_after_what_they_need_and_say_what_they_read(smallest: Make) -
 
 
 def test_tiles_segments_and_blocks_cover_everything_once(smallest: Make) -> None:
-    settings = smallest(training={"epochs": 5}, radius={"directions": 5})
+    settings = smallest(training={"epochs": 5}, radius={"directions": 5, "block": 2})
     jobs = _plan(settings)
     natural = [job for job in jobs if job.label.startswith("natural")]
     segments = [j.settings["segment"] for j in natural if j.kind == "train"]

@@ -146,7 +146,10 @@ def _check_surface(store: Store, record: Mapping[str, Any], seed: int) -> tuple[
         if store.done("network", digest)
     ]
     who = f"{settings['group']} {settings['split']} surface"
-    made = make_plane(settings, networks)
+    try:
+        made = make_plane(settings, networks)
+    except ValueError as error:
+        return f"{who}: {error}", False
     if isinstance(made, dict):
         return f"{who}: not made, {made['reason']}", True
     plane, grid = made

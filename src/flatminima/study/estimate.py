@@ -13,14 +13,22 @@ from typing import Any
 from flatminima.data._table import SOURCES
 from flatminima.study.plan import Job
 
-# Seconds per image and multiplication of the forward pass: training's include the backward pass,
-# the update and both evaluations at the end of an epoch.
-_TRAIN_RATE = 5.7e-11
-_FORWARD_RATE = 2.5e-11
+# Seconds per image and multiplication of a forward pass; a landscape shares work between points.
+_TRAIN_RATE = 1.4e-11
+_FORWARD_RATE = 0.9e-11
+# Forward passes that a step of training is worth, with its backward pass and the update.
+_STEP = 3
 # Evaluations per ray until a crossing is known to 1e-3; steps per ray of the published protocol.
-_EVALUATIONS = {"crossing": 14, "stepwise": 12}
+_EVALUATIONS = {"crossing": 14, "stepwise": 30}
 # Opening inputs, building the network, writing results.
-_OVERHEAD = {"train": 0.2, "network": 0.3, "tile": 0.3, "surface": 0.5, "radius": 0.3, "summary": 2}
+_OVERHEAD = {
+    "train": 0.2,
+    "network": 0.3,
+    "tile": 0.3,
+    "surface": 0.5,
+    "radius": 0.3,
+    "summary": 2.0,
+}
 _VGG16_MULTIPLICATIONS = 313_000_000
 _MLP_SIZES = (784, 800, 320, 50, 10)
 _FEW = 40  # records per kind are enough for a median
@@ -52,14 +60,16 @@ def job_seconds(job: Job) -> float:
     images = limit or SOURCES[settings["data"]["dataset"]].samples[split]
     work = images * multiplications(settings["model"])
     if job.kind == "train":
-        return overhead + job.units * work * _TRAIN_RATE
+        # Each epoch ends with an evaluation of both splits.
+        test = SOURCES[settings["data"]["dataset"]].samples["test"]
+        epoch = ((_STEP + 1) * images + test) * multiplications(settings["model"])
+        return overhead + job.units * epoch * _TRAIN_RATE
     passes = float(job.units)
     if job.kind == "radius":
-        # Only the top layer's inputs are computed, once; what follows is small.
-        each = _EVALUATIONS[settings["protocol"]]
-        passes = (
-            1 + 0.02 * job.units * each if settings["parameters"] == "top" else (job.units * each)
-        )
+        passes *= _EVALUATIONS[settings["protocol"]]
+        if settings["parameters"] == "top":
+            # The top layer's inputs are computed once, and what follows is small.
+            passes = 1 + 0.02 * passes
     return overhead + passes * work * _FORWARD_RATE
 
 

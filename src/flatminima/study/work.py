@@ -84,13 +84,17 @@ def make_landscape(settings: Mapping[str, Any], split: str) -> "Landscape":
 @lru_cache(maxsize=2)
 def _make_landscape(settings_json: str, split: str) -> "Landscape":
     """The cached body of `make_landscape`."""
+    import torch
+
     from flatminima.landscape import Landscape
     from flatminima.models import build_model
 
     settings = json.loads(settings_json)
     run = settings["run"]
+    with torch.random.fork_rng(devices=[]):  # the caller's random state is the caller's
+        model = build_model(settings["model"]["name"], **settings["model"]["settings"])
     return Landscape(
-        build_model(settings["model"]["name"], **settings["model"]["settings"]),
+        model,
         load_split(settings["data"], split, run["device"]),
         batchnorm=settings["batchnorm"],
         precision=run["precision"],
@@ -156,7 +160,12 @@ def _weights(checkpoint: str, artifact: Artifact) -> "Minimum":
     from flatminima.minimum import Minimum
 
     file = "last.safetensors" if checkpoint == "end" else "matched.safetensors"
-    return Minimum.from_bytes(artifact[file], source=file)
+    minimum = Minimum.from_bytes(artifact[file], source=file)
+    # The reader of the file gives its tensors in a different order each time, and sums over all
+    # tensors would differ in their last bits.
+    minimum.parameters = dict(sorted(minimum.parameters.items()))
+    minimum.buffers = dict(sorted(minimum.buffers.items()))
+    return minimum
 
 
 def make_plane(

@@ -139,6 +139,17 @@ def test_what_is_missing_is_said(synthetic_store: Callable[..., Store], tmp_path
     }
 
 
+def test_unfinished_results_are_counted_and_steps_are_not(
+    synthetic_store: Callable[..., Store],
+) -> None:
+    store = synthetic_store(surfaces=(), summary=False)
+    assert read_study(store, "synthetic").missing == 0
+    manifest = store.manifest("synthetic")
+    later = [{"kind": kind, "digest": "0" * 64} for kind in ("train", "tile", "summary")]
+    store.write_manifest("synthetic", {**manifest, "jobs": [*manifest["jobs"], *later]})
+    assert read_study(store, "synthetic").missing == 1
+
+
 def test_several_studies_on_one_page(synthetic_store: Callable[..., Store], tmp_path: Path) -> None:
     store = synthetic_store(resolution=4)
     manifest = store.manifest("synthetic")

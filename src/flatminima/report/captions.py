@@ -6,6 +6,7 @@ import numpy as np
 
 from flatminima.report.contents import StudyContents, Surface
 from flatminima.report.published import CITATION, PUBLISHED
+from flatminima.report.radii import outcomes
 from flatminima.report.tables import NOTE
 
 _DATASETS = {
@@ -13,6 +14,12 @@ _DATASETS = {
     "mnist": "MNIST",
     "fashion_mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
+}
+
+_SCHEMES = {
+    "replace": "each label redrawn uniformly over all classes with probability {noise:g}",
+    "flip": "each label changed to another class with probability {noise:g}",
+    "permute": "the labels of a share of {noise:g} shuffled among themselves",
 }
 
 
@@ -32,13 +39,9 @@ def labels_note(study: StudyContents) -> str:
     """What the groups' labels are."""
     parts = []
     for group in study.settings.get("groups", []):
-        noise = float(group.get("noise", 0.0))
-        changed = (
-            f"{100 * noise:g} % of the labels randomised (scheme {group.get('scheme', 'replace')})"
-            if noise > 0
-            else "labels as they are"
-        )
-        parts.append(f"{group['name']}: {changed}")
+        noise, scheme = float(group.get("noise", 0.0)), str(group.get("scheme", "replace"))
+        how = _SCHEMES.get(scheme, f"{scheme}, {{noise:g}}").format(noise=noise)
+        parts.append(f"{group['name']}: {how if noise > 0 else 'labels as they are'}")
     return "; ".join(parts)
 
 
@@ -102,20 +105,31 @@ def training_caption(study: StudyContents) -> str:
 def radii_caption(study: StudyContents) -> str:
     """Under the radii."""
     assert study.summary is not None
+    assert study.radii is not None
+    attrs = study.summary.attrs
+    not_crossed = (
+        "Open triangles and crosses: rays that did not cross, at the last distance known to be "
+        "below."
+        if outcomes(study.radii) - {"crossed"}
+        else ""
+    )
     published = (
-        f" Open squares: published mean ± deviation ({CITATION})."
+        f"Open squares: published mean ± deviation ({CITATION})."
         if PUBLISHED.get(study.published)
         else ""
     )
-    return (
+    parts = (
         f"{data_name(study)}; {_count(study)}. Distance along a random direction at which the "
-        f"train loss has risen by {study.summary.attrs['threshold']:g}; train loss at which each "
-        f"was measured: {_losses(study)}. Small marks: single rays, the same directions for every "
-        "network; bars: means of the networks; diamonds: means of the groups with 95 % t intervals "
-        "on the networks' means. Open triangles and crosses: rays that did not cross, at the last "
-        f"distance known to be below.{published} BatchNorm policy: keep the network's own buffers. "
-        f"{_version(study)}"
+        f"{attrs.get('split', 'train')} loss has risen by {attrs['threshold']:g}; train loss at "
+        f"which each was measured: {_losses(study)}.",
+        "Small marks: single rays, the same directions for every network; bars: means of the "
+        "networks; diamonds: means of the groups with 95 % t intervals on the networks' means.",
+        not_crossed,
+        published,
+        f"BatchNorm policy: {_radius_policy(study)}.",
+        _version(study),
     )
+    return " ".join(part for part in parts if part)
 
 
 def table_caption(study: StudyContents) -> str:
@@ -144,6 +158,12 @@ def _surface_facts(study: StudyContents, row: Sequence[Surface]) -> str:
         f"{where.get(made[0].checkpoint, made[0].checkpoint)}, n = 3 networks a plane, losses at "
         f"the minima: {losses}. BatchNorm policy: {attrs.get('batchnorm', 'unknown')}."
     )
+
+
+def _radius_policy(study: StudyContents) -> str:
+    """Radii start from one state, whose buffers they keep; some networks have none to keep."""
+    policies = {s.data.attrs.get("batchnorm") for s in study.surfaces if s.data is not None}
+    return "none (the network has no such layer)" if policies == {"none"} else "keep"
 
 
 def _losses(study: StudyContents) -> str:

@@ -11,6 +11,8 @@ import xarray as xr
 from flatminima.store import Store
 
 PARAMETERS = ("all", "top")
+STEPS = ("train", "tile")
+"""Kinds of jobs that are no results: once those are there, nobody misses the steps."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class StudyContents:
     summary: xr.Dataset | None
     radii: xr.Dataset | None
     runs: tuple[Mapping[str, Any], ...]
-    planned: int
+    missing: int
 
     @property
     def title(self) -> str:
@@ -130,10 +132,12 @@ def read_study(store: Store, name: str) -> StudyContents:
     """
     manifest = store.manifest(name)
     summary = radii = None
+    missing = 0
     networks, surfaces, runs = [], [], []
     for job in manifest["jobs"]:
         kind, digest = str(job["kind"]), str(job["digest"])
         if not store.done(kind, digest):
+            missing += kind not in STEPS
             continue
         run = store.record(kind, digest)
         settings = run["settings"]
@@ -154,7 +158,7 @@ def read_study(store: Store, name: str) -> StudyContents:
         summary=summary,
         radii=radii,
         runs=tuple(runs),
-        planned=len(manifest["jobs"]),
+        missing=missing,
     )
 
 

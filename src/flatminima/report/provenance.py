@@ -19,8 +19,8 @@ def facts(study: StudyContents) -> list[str]:
     dates = [day[:10] for day in _all(study, "started")]
     if dates:
         found.append(max(dates))
-    if len(study.runs) < study.planned:
-        found.append(f"unfinished: {len(study.runs)} of {study.planned} jobs done")
+    if study.missing:
+        found.append(f"unfinished: {study.missing} results are missing")
     return found
 
 
@@ -71,8 +71,8 @@ def settings_section(study: StudyContents) -> str:
 
 def _all(study: StudyContents, key: str) -> list[str]:
     """The different values of one provenance entry, in order."""
-    values = {str(run.get("provenance", {}).get(key, "")) for run in study.runs}
-    return sorted(value for value in values if value)
+    values = {run.get("provenance", {}).get(key) for run in study.runs} - {None, ""}
+    return sorted(map(str, values))
 
 
 def _seconds(run: Mapping[str, Any]) -> float:

@@ -94,7 +94,7 @@ def legend_handles(study: StudyContents) -> list[Line2D]:
         Line2D([], [], **ink, lw=1.6, label="mean of a network"),
         Line2D([], [], **ink, marker="D", ms=5, lw=1.2, label="mean of a group, 95 % interval"),
     ]
-    found = set(_outcomes(study.radii))
+    found = outcomes(study.radii)
     if "censored" in found:
         label = "not crossed within the range (lower bound)"
         handles.append(Line2D([], [], ls="", marker="^", ms=5, mfc="none", **ink, label=label))
@@ -119,9 +119,14 @@ def _select(study: StudyContents, column: str, parameters: str) -> xr.Dataset:
     return radii.isel(ray=np.flatnonzero(chosen.values))
 
 
-def _outcomes(rays: xr.Dataset) -> list[str]:
+def _outcomes(rays: xr.Dataset) -> np.ndarray:
     meanings = str(rays["outcome"].attrs["flag_meanings"]).split()
-    return [meanings[code] for code in rays["outcome"].values]
+    return np.array([meanings[code] for code in rays["outcome"].values], dtype=object)
+
+
+def outcomes(rays: xr.Dataset) -> set[str]:
+    """The outcomes that occur among the rays."""
+    return set(_outcomes(rays))
 
 
 def _top(study: StudyContents, parameters: str) -> float:
@@ -130,7 +135,9 @@ def _top(study: StudyContents, parameters: str) -> float:
     assert study.summary is not None
     rays = study.radii["radius"].values[study.radii["parameters"].values == parameters]
     high = study.summary["group_interval"].sel(parameters=parameters, bound="high").values
-    finite = [*rays[np.isfinite(rays)], *high[np.isfinite(high)]]
+    finite = list(rays[np.isfinite(rays)])
+    # The interval of two networks can be ten times as long as everything else is high.
+    finite += [min(value, 1.5 * max(finite)) for value in high[np.isfinite(high)]]
     published = PUBLISHED.get(study.published, {})
     finite += [p.mean + p.deviation for (name, _), p in published.items() if name == parameters]
     return 1.08 * float(max(finite, default=1.0))
@@ -144,9 +151,9 @@ def _draw_rays(
     own = rays.isel(ray=np.flatnonzero(mine))
     direction, sign = own["direction"].values, own["sign"].values
     spread = direction / max(1, int(direction.max(initial=0))) - 0.5 + 0.02 * sign
-    outcomes = np.array(_outcomes(own), dtype=object)
+    found = _outcomes(own)
     for outcome, mark in _MARKS.items():
-        chosen = outcomes == outcome
+        chosen = found == outcome
         lower_bound = outcome != "crossed"
         axes.plot(
             place + 0.6 * spread[chosen],
@@ -178,10 +185,12 @@ def _draw_group(
             reach = [[mean - max(low, 0.0)], [high - mean]]
             axes.errorbar(place, mean, reach, color=colour, lw=1.4, capsize=3.5, capthick=1.4)
         axes.plot(place, mean, "D", ms=5, color=colour, zorder=5)
-    missing, total = int(mine["not_reached"]), cell.sizes["network"]
+    total = cell.sizes["network"]
+    reasons = {"not reached": int(mine["not_reached"]), "excluded": int(mine["excluded"])}
+    missing = [f"{why}\n({count} of {total})" for why, count in reasons.items() if count]
     if missing:
         axes.text(
-            place - total / 2, 0.02, f"not reached\n({missing} of {total})",
+            place - total / 2, 0.02, "\n".join(missing),
             transform=axes.get_xaxis_transform(), ha="center", va="bottom",
             size=7.5, color=style.MUTED,
         )  # fmt: skip

@@ -12,6 +12,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
+from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection  # type: ignore[import-untyped]
 from mpl_toolkits.mplot3d.axes3d import Axes3D  # type: ignore[import-untyped]
 
@@ -187,6 +188,7 @@ def _draw_relief(axes: Axes3D, data: xr.Dataset, clip: float, norm: Normalize) -
         axis.line.set_linewidth(0.6)
         axis.labelpad = 2
     axes.zaxis.labelpad = -4
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_zticks([tick for tick in range(int(clip) + 1) if clip < 8 or tick % 5 == 0])
 
 

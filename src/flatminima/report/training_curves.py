@@ -68,12 +68,7 @@ def draw_curves(axes: Axes, study: StudyContents, quantity: str) -> None:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: "")
         if match_loss is not None:
-            axes.axhline(match_loss, color=style.MUTED, lw=0.8, ls=(0, (1, 2)))
-            axes.annotate(
-                f"matched loss {match_loss:g}", (1, match_loss), (-2, 3),
-                xycoords=("axes fraction", "data"), textcoords="offset points",
-                ha="right", size=7.5, color=style.MUTED,
-            )  # fmt: skip
+            axes.axhline(match_loss, color=style.MUTED, lw=1.0, ls=(0, (1, 1.5)))
     else:
         axes.set_ylim(top=1.0)
 
@@ -95,8 +90,10 @@ def legend_handles(study: StudyContents) -> list[Line2D]:
     if any("test_loss" in network.history for network in study.networks):
         handles.append(Line2D([], [], **ink, lw=1.2, label="training set"))
         handles.append(Line2D([], [], **ink, lw=0.8, ls=(0, (4, 2)), label="test set"))
+    match_loss = study.section("training").get("match_loss")
+    if match_loss is not None:
+        label = f"matched loss {match_loss:g}"
+        handles.append(Line2D([], [], color=style.MUTED, lw=1.0, ls=(0, (1, 1.5)), label=label))
     if any(matched_place(network) is not None for network in study.networks):
-        handles.append(
-            Line2D([], [], ls="", marker="o", ms=5, **ink, label="first at matched loss")
-        )
+        handles.append(Line2D([], [], ls="", marker="o", ms=5, **ink, label="first at or below it"))
     return handles

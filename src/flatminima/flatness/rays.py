@@ -13,7 +13,7 @@ OUTCOMES = ("crossed", "censored", "non_finite")
 _KEYS = ("group", "network", "checkpoint", "parameters", "protocol", "split")
 _PER_RAY = {"radius": float, "outcome": np.int8, "evaluations": np.int64, "reentries": np.int64}
 _PER_BLOCK = {"norm": float, "loss": float, "moved": np.int64}
-_SHARED = ("threshold", "tolerance", "max_radius", "seed", "samples", "data_digest", "layer")
+_SHARED = ("threshold", "seed", "samples", "batchnorm", "buffers", "precision", "dataset")
 
 
 def merge_radii(blocks: Sequence[xr.Dataset]) -> xr.Dataset:

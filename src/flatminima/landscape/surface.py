@@ -104,7 +104,7 @@ def surface_grid(
             "coordinate": (("y", "x", "dimension"), flat.reshape(resolution, resolution, 2)),
         },
         coords={"x": x, "y": y},
-        attrs={"coordinates": coordinates, "dimensions": 2},
+        attrs={"axes": coordinates, "dimensions": 2},
     )
     unit = "weight of the anchor" if barycentric else "distance in weight space"
     grid["x"].attrs["long_name"] = f"{unit} (first)" if barycentric else unit

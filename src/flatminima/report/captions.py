@@ -161,9 +161,10 @@ def _surface_facts(study: StudyContents, row: Sequence[Surface]) -> str:
 
 
 def _radius_policy(study: StudyContents) -> str:
-    """Radii start from one state, whose buffers they keep; some networks have none to keep."""
-    policies = {s.data.attrs.get("batchnorm") for s in study.surfaces if s.data is not None}
-    return "none (the network has no such layer)" if policies == {"none"} else "keep"
+    """The policy that all rays were measured under; `merge_radii` keeps it if it is one."""
+    assert study.radii is not None
+    policy = str(study.radii.attrs.get("batchnorm", "see the settings"))
+    return "none (the network has no such layer)" if policy == "none" else policy
 
 
 def _losses(study: StudyContents) -> str:

@@ -6,7 +6,6 @@ import traceback
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from flatminima import __version__
@@ -16,11 +15,13 @@ from flatminima.cli._text import size
 app = typer.Typer(
     name="flatminima",
     help="Measure how flat the minima of neural networks are, and draw the loss between them.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+# What typer makes of a keyboard interrupt, which it does not let through.
+_INTERRUPTED = 130
 
 StudyFile = Annotated[str, typer.Argument(metavar="STUDY.toml", help="The study's settings.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder in which results are stored.")]
@@ -30,9 +31,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its code; an error is one line unless `--debug` is given."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     try:
         code = app(args=arguments, prog_name="flatminima", standalone_mode=False)
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exception(error)
@@ -46,11 +49,13 @@ def _explain(error: BaseException) -> tuple[int, str]:
     from flatminima.study.executors import StudyFailed
 
     text = " ".join(str(error).split())
+    # Typer brings its own copy of click in some versions: its errors are known by their name.
+    if "ClickException" in {kind.__name__ for kind in type(error).__mro__}:
+        message = getattr(error, "format_message", lambda: text)()
+        return 2, f"{' '.join(message.split())} (flatminima --help)"
     match error:
-        case click.ClickException():
-            return 2, f"{' '.join(error.format_message().split())} (flatminima --help)"
-        case KeyboardInterrupt() | click.exceptions.Abort():
-            return 1, text or "stopped"
+        case KeyboardInterrupt():
+            return 1, "stopped"
         case StudyFailed():
             hint = "" if error.bad_input else " (--debug shows where)"
             return (2 if error.bad_input else 1), text + hint
@@ -74,10 +79,11 @@ def _at(error: OSError) -> str:
     return f" ({error.filename})" if error.filename else ""
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         print(f"flatminima {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -45,7 +45,7 @@ def run(
             _compute(plan, executor, count)
         except KeyboardInterrupt:
             left = len(look().todo)
-            raise KeyboardInterrupt(
+            raise RuntimeError(
                 f"stopped; finished work is kept in {out}, {left} jobs of {name} are left: run the"
                 " same command again to go on"
             ) from None

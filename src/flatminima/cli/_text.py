@@ -1,7 +1,7 @@
 """Numbers as people read them."""
 
 
-def size(count: float) -> str:
+def size(count: float | int) -> str:
     """Bytes: `43 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
@@ -10,7 +10,7 @@ def size(count: float) -> str:
     raise AssertionError
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """A span of time: `8 s`, `4 min`, `2 h 10 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"

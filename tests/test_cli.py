@@ -19,7 +19,8 @@ from flatminima.cli._progress import Bars, Lines, make_display, units
 from flatminima.cli._text import duration, rate, size
 from flatminima.store import Store
 from flatminima.study.config import parse_study
-from flatminima.study.plan import Job, plan_study, resolve
+from flatminima.study.job import Job
+from flatminima.study.plan import plan_study, resolve
 
 STUDY = """
 name = "small"

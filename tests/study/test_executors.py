@@ -14,7 +14,7 @@ import pytest
 
 from flatminima.store import Artifact, Store
 from flatminima.study.executors import Serial, StudyFailed, execute, open_executor
-from flatminima.study.plan import Job
+from flatminima.study.job import Job
 
 SETTINGS = {"data": {"dataset": "digits", "limit": 10}, "model": {"name": "mlp", "settings": {}}}
 

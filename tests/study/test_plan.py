@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from flatminima.data.sources import data_digest
-from flatminima.study import plan as plan_module
+from flatminima.study import job as job_module
 from flatminima.study.config import load_study, parse_study
-from flatminima.study.plan import RESULTS, Job, needed, plan_study, resolve
+from flatminima.study.job import Job
+from flatminima.study.plan import RESULTS, needed, plan_study, resolve
 
 STUDIES = Path(__file__).parents[2] / "studies"
 Make = Callable[..., dict[str, Any]]
@@ -151,7 +152,7 @@ def test_a_later_setting_without_effect_keeps_old_names(
     job = next(job for job in _plan(smallest()) if job.kind == "train")
     later = {**job.settings, "recipe": {**job.settings["recipe"], "smoothing": 0.0}, "ema": None}
     monkeypatch.setattr(
-        plan_module, "_ADDED", {"train": {"recipe.smoothing": 0.0, "ema": None, "gone.x": 1}}
+        job_module, "_ADDED", {"train": {"recipe.smoothing": 0.0, "ema": None, "gone.x": 1}}
     )
     assert Job("train", later, data=job.data).digest == job.digest
     effective = {**later, "recipe": {**later["recipe"], "smoothing": 0.1}}
@@ -162,7 +163,7 @@ def test_a_new_version_of_a_kind_renames_it_and_what_follows(
     smallest: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = _plan(smallest())
-    monkeypatch.setitem(plan_module.VERSIONS, "network", 2)
+    monkeypatch.setitem(job_module.VERSIONS, "network", 2)
     after = _plan(smallest())
     assert _digests(before, "train") == _digests(after, "train")
     assert not _digests(before, *RESULTS) & _digests(after, *RESULTS)
@@ -170,7 +171,7 @@ def test_a_new_version_of_a_kind_renames_it_and_what_follows(
 
 def test_only_what_results_need_is_to_do(smallest: Make) -> None:
     jobs = _plan(smallest())
-    every = _digests(jobs, *plan_module.VERSIONS)
+    every = _digests(jobs, *job_module.VERSIONS)
     assert {job.digest for job in needed(jobs, set())} == every
     assert needed(jobs, _digests(jobs, *RESULTS)) == []
     networks = _digests(jobs, "network")

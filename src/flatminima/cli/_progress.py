@@ -23,7 +23,8 @@ from rich.text import Text
 from flatminima.cli._text import duration, rate
 from flatminima.study.estimate import job_seconds
 from flatminima.study.executors import Event
-from flatminima.study.plan import PARTS, Job
+from flatminima.study.job import Job
+from flatminima.study.plan import PARTS
 
 UNITS = {"training": "epochs", "surfaces": "points", "radii": "rays"}
 """What the progress of each part is counted in."""

@@ -11,7 +11,8 @@ from flatminima.data.sources import download_size
 from flatminima.store import Store, StoreError, canonical, sha256
 from flatminima.study.config import load_study
 from flatminima.study.estimate import corrections, job_bytes, run_seconds
-from flatminima.study.plan import PARTS, RESULTS, Job
+from flatminima.study.job import Job
+from flatminima.study.plan import PARTS, RESULTS
 from flatminima.study.run import Plan, default_workers, make_plan, remember, run_plan
 
 _START = 5.0  # seconds until workers have loaded their libraries

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flatminima.study.config import Study, StudyError, load_study, parse_study
-    from flatminima.study.plan import Job, plan_study
+    from flatminima.study.job import Job
+    from flatminima.study.plan import plan_study
     from flatminima.study.results import stored_minimum
     from flatminima.study.run import run_study
 
 _HOME = {
-    "Job": "plan",
+    "Job": "job",
     "Study": "config",
     "StudyError": "config",
     "load_study": "config",

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from flatminima.data._table import SOURCES
-from flatminima.study.plan import Job
+from flatminima.study.job import Job
 
 # Seconds per image and multiplication of a forward pass; a landscape shares work between points.
 _TRAIN_RATE = 1.4e-11

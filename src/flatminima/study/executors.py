@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from flatminima.store import Artifact, Store, StoreError
 from flatminima.study.estimate import job_seconds
-from flatminima.study.plan import Job
+from flatminima.study.job import Job
 
 Event = Literal["started", "finished", "failed"]
 Listener = Callable[[Event, Job, float], None]

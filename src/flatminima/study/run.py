@@ -10,7 +10,8 @@ from flatminima.data.sources import fetch
 from flatminima.store import Store
 from flatminima.study.config import Study, StudyError, load_study, parse_study
 from flatminima.study.executors import Listener, execute, open_executor
-from flatminima.study.plan import PARTS, RESULTS, Job, needed, plan_study, resolve
+from flatminima.study.job import Job
+from flatminima.study.plan import PARTS, RESULTS, needed, plan_study, resolve
 from flatminima.study.provenance import provenance
 
 

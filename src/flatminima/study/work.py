@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from flatminima.store import Artifact, canonical, dataset_to_files, files_to_dataset
-from flatminima.study.plan import Job
+from flatminima.study.job import Job
 
 if TYPE_CHECKING:
     import xarray as xr

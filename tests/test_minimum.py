@@ -28,6 +28,7 @@ def test_saved_and_loaded_state_is_bit_identical_with_its_origin(tmp_path):
     again = Minimum.load(tmp_path / "a.safetensors")
     for name, value in network.named_parameters():
         torch.testing.assert_close(again.parameters[name], value.detach(), rtol=0, atol=0)
+    assert list(again.parameters) == sorted(again.parameters), "sums depend on the order"
     assert (again.seed, again.epoch, again.recipe) == (0, 7, {"epochs": 7})
     inputs = torch.ones(1, 4)
     torch.testing.assert_close(again.module()(inputs), network(inputs), rtol=0, atol=0)

@@ -124,7 +124,9 @@ class Minimum:
             ValueError: If the bytes are no safetensors file, or one written by a newer version.
         """
         try:
-            tensors = safetensors.torch.load(data)
+            # safetensors hands them out in another order each time, and sums over tensors would
+            # differ in their last bits.
+            tensors = dict(sorted(safetensors.torch.load(data).items()))
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise ValueError(
                 f"expected a safetensors file, got {source}, which is none or cut short ({error});"

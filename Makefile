@@ -2,7 +2,7 @@
 
 STUDY ?= studies/mnist-quick.toml
 OUT ?= runs
-# Another package index to take torch from, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The address of another package index to take torch from, such as PyTorch's own for CPU builds.
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 
@@ -21,7 +21,8 @@ help:
 	@echo "make clean     remove .venv and caches; runs/ and results/ stay"
 	@echo
 	@echo "On Linux the default package index serves torch with CUDA (2.7 GB to download). The CPU"
-	@echo "build is 0.2 GB: make study TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+	@echo "build is 0.2 GB; to take it, name the index that serves it, which pytorch.org gives under"
+	@echo "'Get Started': make study TORCH_INDEX=address"
 
 install: .venv/installed
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from cases import CLASSES, half_square, perceptron, points, quadratic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import flatminima as fm
+from cases import CLASSES, half_square, perceptron, points, quadratic
 from flatminima.flatness.radius import CENSORED, CROSSED, NON_FINITE
 from flatminima.subspace import Subspace
 

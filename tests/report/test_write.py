@@ -37,7 +37,11 @@ def test_writes_figures_tables_and_page(report: Path) -> None:
     for name in FIGURES:
         assert (report.parent / f"figure-{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (report.parent / f"figure-{name}.svg").read_text()
-    assert (report.parent / "table.csv").read_text().startswith("study,parameters,group,column,n")
+    assert (
+        (report.parent / "table.csv")
+        .read_text()
+        .startswith("study,split,parameters,group,column,n")
+    )
     assert "published" in (report.parent / "table.md").read_text()
 
 

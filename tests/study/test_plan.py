@@ -32,10 +32,10 @@ GOLDEN = {
     "random/2 network": "788923fe3bf92349a5c4",
     "natural train surface tile 1/50": "5e18b69e46eb2c3f8f16",
     "random train surface": "3dd37770630ce5fb4723",
-    "natural/0 radius all crossing end 1-5": "06527ca0838cd35eb67b",
-    "natural/0 radius all crossing matched 1-5": "4937724a1b50e18c527b",
-    "random/1 radius top stepwise end 16-20": "74ec1e6e7db123541a16",
-    "summary": "81aeafdf7504be308a5c",
+    "natural/0 train radius all crossing end 1-5": "19c58796b103b7a86394",
+    "natural/0 train radius all crossing matched 1-5": "cc9b4f4e207285d94dd5",
+    "random/1 train radius top stepwise end 16-20": "c9398e213f8bf4dabb5d",
+    "train summary": "03851fa99cb3d6c592c4",
 }
 
 
@@ -201,3 +201,13 @@ def test_auto_is_settled_once(smallest: Make) -> None:
 def test_the_stored_settings_are_a_study_again(smallest: Make) -> None:
     study = resolve(parse_study(smallest()))
     assert parse_study(study.model_dump(mode="json")) == study
+
+
+def test_further_splits_are_measured_beside_the_first(smallest: Make) -> None:
+    """Test-set losses are drawn and measured too, without renaming the results on train."""
+    alone = _plan(smallest())
+    both = _plan(smallest(data={"split": ["train", "test"]}))
+    assert _digests(alone) <= _digests(both)
+    for kind in ("surface", "radius", "summary"):
+        splits = [job for job in both if job.kind == kind]
+        assert len(splits) == 2 * len([job for job in alone if job.kind == kind])

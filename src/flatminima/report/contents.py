@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,8 @@ class StudyContents:
     radii: xr.Dataset | None
     runs: tuple[Mapping[str, Any], ...]
     missing: int
+    further: tuple["StudyContents", ...] = ()
+    """The same study by the radii of each further split; `summary` and `radii` are the first's."""
 
     @property
     def title(self) -> str:
@@ -107,6 +109,16 @@ class StudyContents:
         """Whether any ray is there to be drawn."""
         return self.summary is not None and self.radii is not None and self.radii.sizes["ray"] > 0
 
+    @property
+    def split(self) -> str:
+        """The split that the radii were measured on."""
+        return "train" if self.summary is None else str(self.summary.attrs.get("split", "train"))
+
+    @property
+    def heading(self) -> str:
+        """The title, with the split that was measured unless it is the training data."""
+        return self.title if self.split == "train" else f"{self.title}, {self.split} split"
+
     def section(self, name: str) -> Mapping[str, Any]:
         """One table of the study file, empty if it is absent."""
         return self.settings.get(name) or {}
@@ -131,7 +143,7 @@ def read_study(store: Store, name: str) -> StudyContents:
         StoreError: if the store has no study of that name, or a result is damaged.
     """
     manifest = store.manifest(name)
-    summary = radii = None
+    summarised: list[tuple[xr.Dataset, xr.Dataset]] = []
     missing = 0
     networks, surfaces, runs = [], [], []
     for job in manifest["jobs"]:
@@ -148,9 +160,10 @@ def read_study(store: Store, name: str) -> StudyContents:
         elif kind == "surface":
             surfaces.append(_surface(store.open_payload(kind, digest, "surface.zarr"), settings))
         elif kind == "summary":
-            summary = store.open_payload(kind, digest, "summary.zarr")
-            radii = store.open_payload(kind, digest, "radii.zarr")
-    return StudyContents(
+            found = store.open_payload(kind, digest, "summary.zarr")
+            summarised.append((found, store.open_payload(kind, digest, "radii.zarr")))
+    summary, radii = summarised[0] if summarised else (None, None)
+    study = StudyContents(
         name=name,
         settings=manifest["settings"],
         networks=tuple(networks),
@@ -160,6 +173,8 @@ def read_study(store: Store, name: str) -> StudyContents:
         runs=tuple(runs),
         missing=missing,
     )
+    further = (replace(study, summary=summary, radii=radii) for summary, radii in summarised[1:])
+    return replace(study, further=tuple(further))
 
 
 def _surface(data: xr.Dataset, settings: Mapping[str, Any]) -> Surface:

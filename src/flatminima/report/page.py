@@ -4,7 +4,8 @@ import base64
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from string import Template
 from typing import Any
@@ -86,8 +87,8 @@ def _study(study: StudyContents, index: int, views: list[dict[str, Any]]) -> str
         "answer": _answer(study),
         "surfaces": _surfaces(study, views),
         "contours": _contours(study, index),
-        "table": _table(study),
-        "radii": _radii(study, index),
+        "table": _by_split(study, _table),
+        "radii": _by_split(study, partial(_radii, index=index)),
         "training": _training(study, index),
         "made": provenance_section(study) + settings_section(study),
     }
@@ -108,6 +109,14 @@ def _study(study: StudyContents, index: int, views: list[dict[str, Any]]) -> str
     ]
     head = f'<h1>{escape(study.title)}</h1><ul class="facts">{chips}</ul>'
     return f'<article class="study" id="{name}">{head}{"".join(parts)}</article>'
+
+
+def _by_split(study: StudyContents, draw: Callable[[StudyContents], str]) -> str:
+    """A section by the radii of each split, the first without a title of its own."""
+    return draw(study) + "".join(
+        f"<h3>The same on the {escape(other.split)} split</h3>{draw(other)}"
+        for other in study.further
+    )
 
 
 def _chips(study: StudyContents) -> list[tuple[str, str]]:
@@ -246,7 +255,9 @@ def _radii(study: StudyContents, index: int) -> str:
     cards = []
     for parameters in measured_parameters(study):
         for column in measured_columns(study):
-            with style.figure_style(**page_style(f"radii-{index}-{column}-{parameters}")):
+            with style.figure_style(
+                **page_style(f"radii-{index}-{study.split}-{column}-{parameters}")
+            ):
                 figure = radii_panel(study, column, parameters)
                 label = f"Radii, {PARAMETER_TITLES[parameters]}, {COLUMN_TITLES[column]}"
                 cards.append(_card(inline_svg(figure, label)))
@@ -306,7 +317,7 @@ def _contrast_table(study: StudyContents) -> str:
 def _files(study: StudyContents) -> str:
     """The table as files, carried inside the page."""
     links = [
-        f'<a download="{escape(study.name)}-table.{suffix}" '
+        f'<a download="{escape(study.name)}-{escape(study.split)}-table.{suffix}" '
         f'href="data:{kind};base64,{base64.b64encode(text.encode()).decode()}">{words}</a>'
         for suffix, kind, text, words in (
             ("csv", "text/csv", table_csv([study]), "CSV"),

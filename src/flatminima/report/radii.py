@@ -34,7 +34,7 @@ def radii_figure(studies: Sequence[StudyContents]) -> Figure:
             if axes is not line[0]:
                 axes.set_ylabel("")
             if len(studies) > 1:
-                axes.set_title(f"{study.title}: {axes.get_title('left')}")
+                axes.set_title(f"{study.heading}: {axes.get_title('left')}")
     handles = [handle for study in studies for handle in legend_handles(study)]
     unique = list({str(handle.get_label()): handle for handle in handles}.values())
     figure.legend(handles=unique, loc="outside lower center", ncols=3)

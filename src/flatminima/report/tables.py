@@ -193,15 +193,16 @@ def table_csv(studies: Sequence[StudyContents]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         [
-            "study", "parameters", "group", "column", "n", "mean", "deviation", "interval_low",
-            "interval_high", "relative_radius", "geometric_mean", "harmonic_form",
+            "study", "split", "parameters", "group", "column", "n", "mean", "deviation",
+            "interval_low", "interval_high", "relative_radius", "geometric_mean", "harmonic_form",
             "least_radius", "rays", "rays_not_crossed", "train_loss",
             "networks", "not_reached", "excluded",
         ]
     )  # fmt: skip
     for study in studies:
         for cell in table_cells(study):
-            values = list(vars(cell).values())
+            first, *rest = vars(cell).values()
+            values = [first, study.split, *rest]
             writer.writerow(
                 "" if isinstance(v, float) and not math.isfinite(v) else v for v in values
             )
@@ -212,7 +213,7 @@ def table_markdown(studies: Sequence[StudyContents]) -> str:
     """Table 1 and the contrasts, a section for each study."""
     parts = []
     for study in studies:
-        parts.append(f"## {_plain(study.title)} ({study.version})\n")
+        parts.append(f"## {_plain(study.heading)} ({study.version})\n")
         cells = table_cells(study)
         if not cells:
             parts.append("No radius has been summarised yet.\n")

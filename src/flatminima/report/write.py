@@ -51,8 +51,9 @@ def write_report(store: Store, studies: list[str], out: Path) -> Path:
     for name in set(FIGURES) - drawn:
         for suffix in (".png", ".svg"):
             (out / f"figure-{name}{suffix}").unlink(missing_ok=True)
-    (out / "table.csv").write_text(table_csv(contents), encoding="utf-8")
-    (out / "table.md").write_text(table_markdown(contents), encoding="utf-8")
+    measured = [view for study in contents for view in (study, *study.further)]
+    (out / "table.csv").write_text(table_csv(measured), encoding="utf-8")
+    (out / "table.md").write_text(table_markdown(measured), encoding="utf-8")
     page = out / "report.html"
     page.write_text(build_page(contents), encoding="utf-8")
     return page
@@ -75,7 +76,8 @@ def _figures(contents: Sequence[StudyContents]) -> Iterator[tuple[str, Figure, s
     if trained:
         texts = [(study, captions.training_caption(study)) for study in trained]
         yield "training", training_figure(trained), _joined(texts)
-    measured = [study for study in contents if study.has_radii]
+    views = (view for study in contents for view in (study, *study.further))
+    measured = [view for view in views if view.has_radii]
     if measured:
         texts = [(study, captions.radii_caption(study)) for study in measured]
         yield "radii", radii_figure(measured), _joined(texts)
@@ -83,8 +85,8 @@ def _figures(contents: Sequence[StudyContents]) -> Iterator[tuple[str, Figure, s
 
 def _joined(texts: Sequence[tuple[StudyContents, str]]) -> str:
     """One caption for all rows of a figure; the study is named where there are several."""
-    several = len({study.name for study, _ in texts}) > 1
-    return "\n".join(f"{study.title}: {text}" if several else text for study, text in texts)
+    several = len({study.heading for study, _ in texts}) > 1
+    return "\n".join(f"{study.heading}: {text}" if several else text for study, text in texts)
 
 
 def _save(figure: Figure, caption: str, path: Path) -> None:

@@ -67,13 +67,15 @@ def plan_study(study: Study) -> list[Job]:
                 tiles = [add(job) for job in _tiles(study, group, split, corners)]
                 add(_surface(study, group, split, corners, tiles))
     if study.radius is not None:
-        radii = [
-            add(job)
-            for group in study.groups
-            for seed, network in zip(_seeds(study), networks[group.name], strict=True)
-            for job in _radii(study, group, seed, network)
-        ]
-        add(_summary(study, [job for group in networks.values() for job in group], radii))
+        for split in study.data.split:
+            radii = [
+                add(job)
+                for group in study.groups
+                for seed, network in zip(_seeds(study), networks[group.name], strict=True)
+                for job in _radii(study, group, split, seed, network)
+            ]
+            everyone = [job for group in networks.values() for job in group]
+            add(_summary(study, split, everyone, radii))
     return list(jobs.values())
 
 
@@ -266,7 +268,7 @@ def _surface(
     )
 
 
-def _radii(study: Study, group: Group, seed: int, network: Job) -> Iterator[Job]:
+def _radii(study: Study, group: Group, split: str, seed: int, network: Job) -> Iterator[Job]:
     """All blocks of directions of one network, under every protocol and checkpoint."""
     radius = study.radius
     assert radius is not None
@@ -277,6 +279,7 @@ def _radii(study: Study, group: Group, seed: int, network: Job) -> Iterator[Job]
                 settings: dict[str, Any] = {
                     "group": group.name,
                     "network": seed,
+                    "split": split,
                     "data": data_settings(study, group),
                     "model": study.model.model_dump(),
                     "checkpoint": checkpoint,
@@ -299,21 +302,22 @@ def _radii(study: Study, group: Group, seed: int, network: Job) -> Iterator[Job]
                         {**settings, "first": first, "count": count},
                         dependencies=(network.digest,),
                         inputs=(_weights(checkpoint),),
-                        data=_data(study, group, "train"),
+                        data=_data(study, group, split),
                         label=(
-                            f"{group.name}/{seed} radius {parameters} {protocol} {checkpoint}"
+                            f"{group.name}/{seed} {split} radius {parameters} {protocol}"
+                            f" {checkpoint}"
                             f" {first + 1}-{first + count}"
                         ),
                         units=count * (2 if protocol == "crossing" else 1),
                     )
 
 
-def _summary(study: Study, networks: Sequence[Job], radii: Sequence[Job]) -> Job:
+def _summary(study: Study, split: str, networks: Sequence[Job], radii: Sequence[Job]) -> Job:
     """The job that turns all radii into the table, its intervals and its sentences."""
     assert study.radius is not None
     settings = {
         "name": study.name,
-        "data": {"dataset": study.data.dataset},
+        "data": {"dataset": study.data.dataset, "split": split},
         "groups": [{"name": group.name, "noise": group.noise} for group in study.groups],
         "training": {"match_loss": study.training.match_loss, "networks": len(_seeds(study))},
         "radius": {
@@ -332,5 +336,5 @@ def _summary(study: Study, networks: Sequence[Job], radii: Sequence[Job]) -> Job
             *((("network", ("history.zarr/",)),) * len(networks)),
             *((("radius", ("",)),) * len(radii)),
         ),
-        label="summary",
+        label=f"{split} summary",
     )

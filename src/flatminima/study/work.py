@@ -245,14 +245,14 @@ def _radius(settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> dict[str
 
     about = {
         name: settings[name]
-        for name in ("group", "network", "checkpoint", "parameters", "protocol")
-    } | {"split": "train"}
+        for name in ("group", "network", "split", "checkpoint", "parameters", "protocol")
+    }
     problem = _problem(settings["checkpoint"], inputs[0])
     if problem:
         return dataset_to_files("radius.zarr", xr.Dataset(attrs=about | problem))
     options = {name: settings[name] for name in ("step", "tolerance") if name in settings}
     radii = flatness_radius(
-        make_landscape(settings, "train"),
+        make_landscape(settings, settings["split"]),
         _weights(settings["checkpoint"], inputs[0]),
         threshold=settings["threshold"],
         directions=settings["count"],

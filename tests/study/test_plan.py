@@ -30,8 +30,8 @@ GOLDEN = {
     "random/2 epochs 146-150": "3f096021c732216d16b4",
     "natural/0 network": "6228740afb646dedc9c7",
     "random/2 network": "788923fe3bf92349a5c4",
-    "natural train surface tile 1/50": "5e18b69e46eb2c3f8f16",
-    "random train surface": "3dd37770630ce5fb4723",
+    "natural train surface end tile 1/50": "5e18b69e46eb2c3f8f16",
+    "random train surface end": "3dd37770630ce5fb4723",
     "natural/0 train radius all crossing end 1-5": "19c58796b103b7a86394",
     "natural/0 train radius all crossing matched 1-5": "cc9b4f4e207285d94dd5",
     "random/1 train radius top stepwise end 16-20": "c9398e213f8bf4dabb5d",
@@ -44,8 +44,8 @@ def test_the_names_of_the_paper_study_stay() -> None:
     assert Counter(job.kind for job in jobs) == {
         "train": 3 * 6 + 3 * 30,
         "network": 6,
-        "tile": 2 * 50,
-        "surface": 2,
+        "tile": 4 * 50,
+        "surface": 4,
         "radius": 6 * 3 * 2 * 4,
         "summary": 1,
     }

@@ -228,7 +228,7 @@ def test_a_loss_that_is_never_reached_is_an_outcome(smallest: Make, tmp_path: Pa
     settings = smallest(
         training={"match_loss": 1e-9},
         radius=FEW_RADII,
-        surface={"checkpoint": "matched"},
+        surface={"checkpoints": ["matched"]},
         summary={"exclude": ["diverged"]},
     )
     store = run_study(settings, out=tmp_path / "runs")

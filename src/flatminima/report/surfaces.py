@@ -139,7 +139,7 @@ def surface_title(study: StudyContents, surface: Surface) -> str:
     """What stands over a surface: the labels, and what sets it apart from other rows."""
     extra = [] if surface.split == "train" else [f"{surface.split} set"]
     if len({s.checkpoint for s in study.surfaces}) > 1:
-        extra.append(f"at {surface.checkpoint}")
+        extra.append({"end": "at the end", "matched": "at matched loss"}[surface.checkpoint])
     return f"{surface.group} labels" + (f" ({', '.join(extra)})" if extra else "")
 
 

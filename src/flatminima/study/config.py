@@ -146,13 +146,14 @@ class Surface(_Table):
     coordinates: Literal["barycentric", "isometric"] = "barycentric"
     extent: Annotated[tuple[float, float], Field(strict=False)] | None = None
     tile: Annotated[int, _COUNT] = 50
-    checkpoint: Checkpoint = "end"
+    checkpoints: Annotated[list[Checkpoint], Field(min_length=1)] = ["end"]
     batchnorm: Literal["auto", "recompute", "keep", "interpolate", "batch"] = "auto"
 
     @model_validator(mode="after")
     def _check(self) -> "Surface":
         if self.extent is not None and not self.extent[0] < self.extent[1]:
             raise ValueError(f"expected extent = [low, high] with low < high, got {self.extent}")
+        _distinct(self.checkpoints, "checkpoints")
         return self
 
 

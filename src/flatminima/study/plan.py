@@ -63,9 +63,11 @@ def plan_study(study: Study) -> list[Job]:
     if study.surface is not None:
         for group in study.groups:
             corners = networks[group.name][:3]
-            for split in study.data.split:
-                tiles = [add(job) for job in _tiles(study, group, split, corners)]
-                add(_surface(study, group, split, corners, tiles))
+            for checkpoint in study.surface.checkpoints:
+                for split in study.data.split:
+                    where = (group, split, checkpoint)
+                    tiles = [add(job) for job in _tiles(study, *where, corners)]
+                    add(_surface(study, *where, corners, tiles))
     if study.radius is not None:
         for split in study.data.split:
             radii = [
@@ -211,7 +213,9 @@ def _weights(checkpoint: str) -> tuple[str, tuple[str, ...]]:
     return ("network", (file, "history.zarr/"))
 
 
-def _tiles(study: Study, group: Group, split: str, corners: Sequence[Job]) -> Iterator[Job]:
+def _tiles(
+    study: Study, group: Group, split: str, checkpoint: str, corners: Sequence[Job]
+) -> Iterator[Job]:
     """The tiles of one surface: blocks of points in the order of the grid's rows."""
     surface = study.surface
     assert surface is not None
@@ -222,16 +226,16 @@ def _tiles(study: Study, group: Group, split: str, corners: Sequence[Job]) -> It
         size = min(surface.tile, points - first)
         yield Job(
             "tile",
-            {**_surface_settings(study, group, split), "first": first, "count": size},
+            {**_surface_settings(study, group, split, checkpoint), "first": first, "count": size},
             dependencies=tuple(job.digest for job in corners),
-            inputs=(_weights(surface.checkpoint),) * len(corners),
+            inputs=(_weights(checkpoint),) * len(corners),
             data=_data(study, group, split),
-            label=f"{group.name} {split} surface tile {index + 1}/{count}",
+            label=f"{group.name} {split} surface {checkpoint} tile {index + 1}/{count}",
             units=size,
         )
 
 
-def _surface_settings(study: Study, group: Group, split: str) -> dict[str, Any]:
+def _surface_settings(study: Study, group: Group, split: str, checkpoint: str) -> dict[str, Any]:
     """What decides the numbers on a surface."""
     surface = study.surface
     assert surface is not None
@@ -243,27 +247,31 @@ def _surface_settings(study: Study, group: Group, split: str) -> dict[str, Any]:
         "resolution": surface.resolution,
         "coordinates": surface.coordinates,
         "extent": list(surface.extent) if surface.extent is not None else None,
-        "checkpoint": surface.checkpoint,
+        "checkpoint": checkpoint,
         "batchnorm": surface.batchnorm,
         "run": _execution(study),
     }
 
 
 def _surface(
-    study: Study, group: Group, split: str, corners: Sequence[Job], tiles: Sequence[Job]
+    study: Study,
+    group: Group,
+    split: str,
+    checkpoint: str,
+    corners: Sequence[Job],
+    tiles: Sequence[Job],
 ) -> Job:
     """The job that lays the tiles together and adds the minima themselves."""
-    assert study.surface is not None
     return Job(
         "surface",
-        _surface_settings(study, group, split),
+        _surface_settings(study, group, split, checkpoint),
         dependencies=tuple(job.digest for job in (*corners, *tiles)),
         inputs=(
-            *((_weights(study.surface.checkpoint),) * len(corners)),
+            *((_weights(checkpoint),) * len(corners)),
             *((("tile", ("",)),) * len(tiles)),
         ),
         data=_data(study, group, split),
-        label=f"{group.name} {split} surface",
+        label=f"{group.name} {split} surface {checkpoint}",
         units=len(corners),
     )
 

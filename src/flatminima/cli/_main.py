@@ -65,7 +65,10 @@ def _explain(error: BaseException) -> tuple[int, str]:
                 " same command again"
             )
         case OSError():
-            return 2, f"{error.strerror or text}{_at(error)}"
+            return 2, (
+                f"expected files and folders that can be read and written, got"
+                f" {error.strerror or text}{_at(error)}; name another, for instance with --out"
+            )
         case ValueError():
             return 2, text
         case RuntimeError() if type(error) is RuntimeError:

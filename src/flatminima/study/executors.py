@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
+from graphlib import TopologicalSorter
 from multiprocessing.connection import wait as wait_for_sentinel
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -176,24 +177,25 @@ def execute(
     """
     tell = listener or (lambda event, job, seconds: None)
     pending = {job.digest: job for job in jobs}
-    missing = {job.digest: {d for d in job.dependencies if d in pending} for job in jobs}
-    dependents: dict[str, list[str]] = {digest: [] for digest in pending}
-    for job in jobs:
-        for digest in missing[job.digest]:
-            dependents[digest].append(job.digest)
-    urgency = _urgency(jobs, dependents)
-    ready = [(-urgency[d], n, d) for n, d in enumerate(pending) if not missing[d]]
-    heapq.heapify(ready)
-    order = {digest: number for number, digest in enumerate(pending)}
+    order = TopologicalSorter(
+        {job.digest: [d for d in job.dependencies if d in pending] for job in jobs}
+    )
+    order.prepare()
+    rank = {digest: number for number, digest in enumerate(_most_urgent_first(jobs))}
+    ready: list[tuple[int, str]] = []
     running: dict[Future[Outcome], tuple[Job, str]] = {}
     errors: dict[str, BaseException] = {}
     finished = 0
-    while ready or running:
+    while order.is_active():
+        for digest in order.get_ready():
+            heapq.heappush(ready, (rank[digest], digest))
         while ready and len(running) < workers:
-            job = pending[heapq.heappop(ready)[2]]
+            job = pending[heapq.heappop(ready)[1]]
             tell("started", job, 0.0)
             started = datetime.now(UTC).isoformat(timespec="seconds")
             running[executor.submit(work, job, _inputs(job, store))] = (job, started)
+        if not running:
+            break  # what is left needs a job that failed
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             job, started = running.pop(future)
             try:
@@ -224,21 +226,21 @@ def execute(
             )
             finished += 1
             tell("finished", job, seconds)
-            for digest in dependents[job.digest]:
-                missing[digest].discard(job.digest)
-                if not missing[digest]:
-                    heapq.heappush(ready, (-urgency[digest], order[digest], digest))
+            order.done(job.digest)
     if errors:
         raise StudyFailed(errors, len(pending) - finished - len(errors))
 
 
-def _urgency(jobs: Sequence[Job], dependents: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Seconds on the longest chain that begins with each job."""
-    urgency: dict[str, float] = {}
+def _most_urgent_first(jobs: Sequence[Job]) -> list[str]:
+    """Digests by the seconds on the longest chain that begins with each job, then as planned."""
+    urgency = {job.digest: job_seconds(job) for job in jobs}
+    after = dict.fromkeys(urgency, 0.0)
     for job in reversed(jobs):
-        after = max((urgency[digest] for digest in dependents[job.digest]), default=0.0)
-        urgency[job.digest] = job_seconds(job) + after
-    return urgency
+        urgency[job.digest] += after[job.digest]
+        for digest in job.dependencies:
+            if digest in after:
+                after[digest] = max(after[digest], urgency[job.digest])
+    return sorted(urgency, key=lambda digest: -urgency[digest])
 
 
 def _inputs(job: Job, store: Store) -> dict[str, dict[str, bytes]]:

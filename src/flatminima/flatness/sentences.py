@@ -180,9 +180,18 @@ def _verdict(cell: xr.Dataset, scale: str) -> str:
 
 
 def _losses(column: xr.Dataset) -> str:
-    """The groups' mean train losses, which are the same for all parameters."""
-    losses = column["group_train_loss"].isel(parameters=0).sel(group=_groups(column))
-    return f"{_short(losses[0])} against {_short(losses[1])} on average"
+    """The train losses of the groups' networks, which are the same for all parameters.
+
+    From the least to the largest, not their mean: one network that ended on a spike of its loss
+    must not hide among the others.
+    """
+    losses = column["train_loss"].isel(parameters=0)
+    ranges = []
+    for group in _groups(column):
+        values = losses.sel(group=group).dropna("network")
+        low, high = (_short(values.reduce(bound)) for bound in (np.min, np.max))
+        ranges.append(low if low == high else f"{low} to {high}")
+    return " against ".join(ranges)
 
 
 def _sizes(column: xr.Dataset) -> str:

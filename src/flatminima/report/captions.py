@@ -7,7 +7,7 @@ import numpy as np
 from flatminima.report.contents import StudyContents, Surface
 from flatminima.report.published import CITATION, PUBLISHED
 from flatminima.report.radii import outcomes
-from flatminima.report.tables import NOTE
+from flatminima.report.tables import NOTE, span
 
 _DATASETS = {
     "digits": "scikit-learn's digits",
@@ -168,21 +168,23 @@ def _radius_policy(study: StudyContents) -> str:
 
 
 def _losses(study: StudyContents) -> str:
-    """Mean train loss of every group in the columns that were measured."""
+    """Train losses of every group's networks in the columns that were measured."""
     assert study.summary is not None
-    losses = study.summary["group_train_loss"].isel(parameters=0)
+    losses = study.summary["train_loss"].isel(parameters=0)
     parts = []
     for column, words in (("measured_matched", "matched"), ("measured_end", "end")):
-        values = [float(losses.sel(column=column, group=group)) for group in study.groups]
-        if all(np.isfinite(values)):
-            pairs = zip(study.groups, values, strict=True)
-            parts.append(f"{words} {', '.join(f'{group} {value:.3g}' for group, value in pairs)}")
+        values = {
+            group: losses.sel(column=column, group=group).dropna("network").values
+            for group in study.groups
+        }
+        if all(found.size for found in values.values()):
+            ranges = ", ".join(f"{group} {_range(found)}" for group, found in values.items())
+            parts.append(f"{words} {ranges}")
     return "; ".join(parts) or "see the table"
 
 
 def _range(values: np.ndarray) -> str:
-    low, high = float(np.min(values)), float(np.max(values))
-    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+    return span(float(np.min(values)), float(np.max(values)))
 
 
 def _holes(row: Sequence[Surface], how: str) -> str:

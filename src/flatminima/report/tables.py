@@ -44,6 +44,8 @@ class Cell:
     rays: int
     not_crossed: int
     train_loss: float
+    loss_low: float
+    loss_high: float
     networks: int
     not_reached: int
     excluded: int
@@ -69,7 +71,7 @@ class Cell:
             )
             lines = [
                 interval,
-                f"train loss {self.train_loss:.3g}",
+                f"train loss {span(self.loss_low, self.loss_high)}",
                 f"r/‖w‖ {self.relative:.3g}",
                 f"least of {self.rays} rays {number(self.least)}",
             ]
@@ -111,6 +113,12 @@ class Contrast:
             "-" if not math.isfinite(self.ratio) else f"{self.ratio:.3g}",
             self.verdict,
         ]
+
+
+def span(low: float, high: float) -> str:
+    """From the least to the largest, three digits each."""
+    ends = [f"{low:.3g}", f"{high:.3g}"]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def number(value: float, *, signed: bool = False) -> str:
@@ -195,7 +203,8 @@ def table_csv(studies: Sequence[StudyContents]) -> str:
         [
             "study", "split", "parameters", "group", "column", "n", "mean", "deviation",
             "interval_low", "interval_high", "relative_radius", "geometric_mean", "harmonic_form",
-            "least_radius", "rays", "rays_not_crossed", "train_loss",
+            "least_radius", "rays", "rays_not_crossed",
+            "train_loss", "train_loss_low", "train_loss_high",
             "networks", "not_reached", "excluded",
         ]
     )  # fmt: skip
@@ -243,7 +252,8 @@ def _published(study: StudyContents, parameters: str, group: str) -> Cell:
         deviation=known.deviation if known else nan,
         low=nan, high=nan, relative=nan, geometric=nan, harmonic=nan, least=nan,
         rays=NETWORKS * RAYS if known else 0,
-        not_crossed=0, train_loss=nan, networks=NETWORKS, not_reached=0, excluded=0,
+        not_crossed=0, train_loss=nan, loss_low=nan, loss_high=nan,
+        networks=NETWORKS, not_reached=0, excluded=0,
     )  # fmt: skip
 
 
@@ -269,6 +279,8 @@ def _measured(study: StudyContents, parameters: str, group: str, column: str) ->
         rays=int(cell["group_rays"]),
         not_crossed=int(cell["group_not_crossed"]),
         train_loss=float(cell["group_train_loss"]),
+        loss_low=float(cell["train_loss"].min()),
+        loss_high=float(cell["train_loss"].max()),
         networks=cell.sizes["network"],
         not_reached=int(cell["not_reached"]),
         excluded=int(cell["excluded"]),

@@ -65,7 +65,7 @@ def forked(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def build_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser over what is trainable; its rate is set epoch by epoch."""
+    """The recipe's optimiser over what is trainable."""
     trainable = [value for value in network.parameters() if value.requires_grad]
     if not trainable:
         raise ValueError(
@@ -82,6 +82,20 @@ def build_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
     )
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, recipe: Recipe
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The recipe's schedule of the learning rate, to be stepped after every epoch."""
+    if recipe.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs)
+    if recipe.schedule == "step":
+        assert recipe.step_epochs is not None
+        return torch.optim.lr_scheduler.StepLR(
+            optimizer, step_size=recipe.step_epochs, gamma=recipe.step_factor
+        )
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
 
 
 def check_fit(network: nn.Module, dataset: Dataset) -> None:

@@ -71,14 +71,6 @@ class Recipe:
             self.stop_at_loss,
         )
 
-    def rate(self, epoch: int) -> float:
-        """The learning rate in this epoch, counted from 0."""
-        if self.schedule == "cosine":
-            return self.learning_rate * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
-        if self.schedule == "step" and self.step_epochs is not None:
-            return self.learning_rate * self.step_factor ** (epoch // self.step_epochs)
-        return self.learning_rate
-
 
 def _positive(value: float) -> bool:
     return 0 < value < math.inf

@@ -25,6 +25,7 @@ from flatminima.training._network import (
     Model,
     all_finite,
     build_optimizer,
+    build_schedule,
     check_fit,
     copied_to_cpu,
     description,
@@ -122,6 +123,7 @@ class TrainingRun:
         self._named = description(model)
         self._network = own_network(model, seed).to(dataset.device)
         self._optimizer = build_optimizer(self._network, recipe)
+        self._schedule = build_schedule(self._optimizer, recipe)
         check_fit(self._network, dataset)
 
     @classmethod
@@ -177,7 +179,7 @@ class TrainingRun:
             )
         run.epoch, run.matched_epoch = about["epoch"], about["matched_epoch"]
         run._rows = about["rows"]
-        run._restore(tensors)
+        run._restore(tensors, about["schedule"])
         return run
 
     @property
@@ -220,6 +222,7 @@ class TrainingRun:
             if self.finished:
                 return
             self._train_epoch()
+            self._schedule.step()
             self.epoch += 1
             row = self._measured()
             self._rows.append(row)
@@ -249,6 +252,7 @@ class TrainingRun:
             "epoch": self.epoch,
             "matched_epoch": self.matched_epoch,
             "rows": self._rows,
+            "schedule": self._schedule.state_dict(),
         }
         tensors = {f"network.{name}": value for name, value in state_tensors(self._network).items()}
         for index, state in self._optimizer.state_dict()["state"].items():
@@ -262,8 +266,6 @@ class TrainingRun:
         """One pass through the data in the order that belongs to this epoch."""
         data, network, optimizer = self._data, self._network, self._optimizer
         order = torch.randperm(len(data), generator=self._stream("order")).to(data.device)
-        for group in optimizer.param_groups:
-            group["lr"] = self._recipe.rate(self.epoch)
         network.train()
         with forked(derive_seed(self._seed, "noise", self.epoch), data.device):
             for chosen in torch.split(order, self._recipe.batch_size):
@@ -310,8 +312,8 @@ class TrainingRun:
             "test": None if self._test is None else self._test.digest,
         }
 
-    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put a stored state into the network and the optimiser."""
+    def _restore(self, tensors: Mapping[str, Tensor], schedule: dict[str, Any]) -> None:
+        """Put a stored state into the network, the optimiser and the schedule of its rate."""
         own = state_tensors(self._network)
         stored = {
             name.removeprefix("network."): value
@@ -335,6 +337,11 @@ class TrainingRun:
                 state.setdefault(int(index), {})[key] = value
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self._schedule.load_state_dict(schedule)
+        for group, rate in zip(
+            self._optimizer.param_groups, self._schedule.get_last_lr(), strict=True
+        ):
+            group["lr"] = rate
 
 
 def _unpacked(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -264,6 +264,18 @@ def test_a_column_that_was_not_asked_for_is_not_measured():
     summary, _ = study(apart, training={"match_loss": None})
     assert_array_equal(summary["status"].sel(column="measured_matched"), 3)
     assert json.loads(summary.attrs["sentences"])[0].startswith("At the end of training")
+    summary, _ = study(apart, radius={"parameters": ["all"], "protocols": ["stepwise"]})
+    assert said(summary).startswith("Only the published protocol was repeated")
+
+
+def test_a_network_on_a_spike_of_its_loss_is_seen_in_the_sentences():
+    histories = [
+        history(group, n, last=0.9 if (group, n) == ("random", 1) else 0.02)
+        for group in GROUPS
+        for n in range(3)
+    ]
+    summary, _ = study(apart, histories=histories)
+    assert "ended with (0.0200 against 0.0200 to 0.900;" in said(summary)
 
 
 def test_one_group_has_nothing_to_compare():

@@ -29,7 +29,11 @@ def sentences(summary: xr.Dataset) -> list[str]:
     if summary.sizes["group"] < 2:
         return ["The study has one group of networks, so there is nothing to compare."]
     said = [*_matched(summary), *_at_end(summary), *_bounds(summary), *_excluded(summary)]
-    return said or ["No radius was measured, so there is nothing to compare."]
+    if said:
+        return said
+    if _comparable(summary.sel(column="as_published")):
+        return ["Only the published protocol was repeated; no claim is made from its whole steps."]
+    return ["No radius was measured, so there is nothing to compare."]
 
 
 def _matched(summary: xr.Dataset) -> list[str]:

@@ -1,0 +1,82 @@
+"""What the repository publishes is what its stores say, and the README says the same."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flatminima.store import Store
+
+ROOT = Path(__file__).parents[1]
+PAPER = ROOT / "results" / "mnist-paper"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def store():
+    return Store(PAPER, create=False)
+
+
+def results(store, kind):
+    (name,) = store.studies()
+    return [job for job in store.manifest(name)["jobs"] if job["kind"] == kind]
+
+
+def test_every_result_is_there_and_undamaged(store):
+    for kind, count in {"network": 6, "summary": 1}.items():
+        jobs = results(store, kind)
+        assert len(jobs) == count
+        for job in jobs:
+            assert store.done(kind, job["digest"])
+    count, faults = store.verify()
+    assert count > 0
+    assert faults == []
+
+
+def test_surfaces_at_the_minima_are_the_networks_own_train_losses(store):
+    histories = {
+        (history.attrs["group"], history.attrs["network"]): history
+        for history in (
+            store.open_payload("network", job["digest"], "history.zarr")
+            for job in results(store, "network")
+        )
+    }
+    surfaces = results(store, "surface")
+    assert len(surfaces) == 4
+    for job in surfaces:
+        surface = store.open_payload("surface", job["digest"], "surface.zarr")
+        for seed, loss in enumerate(surface["anchor_loss"].values):
+            history = histories[surface.attrs["group"], seed]
+            epochs = {"end": history.epoch.values[-1], "matched": history.attrs["matched_epoch"]}
+            own = history.train_loss.sel(epoch=epochs[surface.attrs["checkpoint"]])
+            np.testing.assert_allclose(loss, own, rtol=1e-6, atol=1e-6)
+
+
+def test_published_networks_come_back_as_modules(store):
+    from flatminima.study import stored_minimum
+
+    (name,) = store.studies()
+    minimum = stored_minimum(store, name, group="natural", checkpoint="matched")
+    assert sum(p.numel() for p in minimum.module().parameters()) == 900_880
+
+
+def test_runs_say_where_they_come_from(store):
+    for record in store.records():
+        about = record["provenance"]
+        assert len(about["commit"]) == 40
+        assert about["dirty"] is False
+        assert about["versions"]["torch"]
+
+
+def test_the_readme_shows_the_published_table_and_answer(store):
+    table = (store.root / "reports" / "mnist-paper" / "table.md").read_text(encoding="utf-8")
+    rows = [line for line in table.splitlines() if line.startswith("|")][:6]
+    assert len(rows) == 6
+    for row in rows:
+        assert row in README
+    (summary,) = results(store, "summary")
+    sentences = store.open_payload("summary", summary["digest"], "summary.zarr").attrs["sentences"]
+    plain = " ".join(README.replace("\n> ", " ").split())
+    for sentence in json.loads(sentences):
+        assert sentence in plain

@@ -47,7 +47,7 @@ study:
 	  echo "CUDA build that the default index serves on Linux (make help says how to choose)."; \
 	fi
 ifneq (,$(findstring mnist,$(STUDY)))
-	@echo "To fetch, once: MNIST, 11 MB (55 MB where only a package mirror is reached)."
+	@echo "To fetch, once: MNIST, 11 MB."
 	@echo "On two cores the quick study takes about four minutes, the full one about 70 minutes."
 endif
 	@$(MAKE) --no-print-directory --silent install

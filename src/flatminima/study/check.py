@@ -145,7 +145,7 @@ def _check_surface(store: Store, record: Mapping[str, Any], seed: int) -> tuple[
         for digest in record["dependencies"]
         if store.done("network", digest)
     ]
-    who = f"{settings['group']} {settings['split']} surface"
+    who = f"{settings['group']} {settings['split']} surface at {settings['checkpoint']}"
     try:
         made = make_plane(settings, networks)
     except ValueError as error:

@@ -80,3 +80,13 @@ def test_the_readme_shows_the_published_table_and_answer(store):
     plain = " ".join(README.replace("\n> ", " ").split())
     for sentence in json.loads(sentences):
         assert sentence in plain
+
+
+def test_the_readme_quotes_the_look_into_the_difference():
+    table = (ROOT / "results" / "mnist-fitted" / "table.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in table.splitlines() if "random labels |" in line]
+    assert len(rows) == 2
+    for row in rows:
+        headline = row[2].split("<br>")[0]
+        assert headline.startswith("**")
+        assert headline in README

@@ -55,7 +55,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 2, f"{' '.join(message.split())} (flatminima --help)"
     match error:
         case KeyboardInterrupt():
-            return 1, "stopped"
+            return 1, "stopped; finished work is kept, run the same command again"
         case StudyFailed():
             hint = "" if error.bad_input else " (--debug shows where)"
             return (2 if error.bad_input else 1), text + hint

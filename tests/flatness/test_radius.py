@@ -95,6 +95,7 @@ def test_the_first_of_several_crossings_is_found_and_reentries_are_counted():
     )
     # sin^2 = 1/2 first at pi/4; below again from 3 pi/4.
     np.testing.assert_allclose(result.radius, np.pi / 4, rtol=1e-3)
+    assert (result.reentries.to_numpy() >= 1).all()
 
 
 def test_reentry_within_the_bracket_is_counted():
@@ -189,9 +190,10 @@ def test_top_layer_radius_equals_full_passes_and_runs_the_network_once():
     assert top.attrs["path"] == "top"
     assert top.attrs["moved"] == 5 * CLASSES + CLASSES
     passes.clear()
-    fm.flatness_radius(landscape, network, directions=4, seed=8, parameters="top")
-    few = len(passes)
-    assert few < 20, "the network ran again for every point"
+    more = fm.flatness_radius(landscape, network, directions=4, seed=8, parameters="top")
+    points_seen = int(more.evaluations.sum())
+    # Probes and one pass over the data (a single batch here), however many points there are.
+    assert 0 < len(passes) < points_seen / 4, "the network ran again for every point"
     # The same answer by full passes, through a log-softmax that forbids the short cut.
     slow = nn.Sequential(*network, nn.LogSoftmax(1))
     other = fm.Landscape(

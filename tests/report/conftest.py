@@ -32,6 +32,7 @@ class SyntheticStudy:
     made: bool = True
     matched: bool = True
     summary: bool = True
+    splits: tuple[str, ...] = ("train",)
     holes: bool = True
     censored: bool = True
     quick: bool = True
@@ -287,7 +288,9 @@ def write_store(root: Path, *studies: SyntheticStudy) -> Store:
             add("surface", settings, surface=made)
         if study.summary:
             summary, radii = summary_and_radii(study)
-            add("summary", {}, summary=summary, radii=radii)
+            for split in study.splits:
+                told = summary.assign_attrs(split=split)
+                add("summary", {"split": split}, summary=told, radii=radii)
         store.write_manifest(study.name, {"settings": _settings(study), "jobs": jobs})
     return store
 

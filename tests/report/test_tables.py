@@ -1,12 +1,15 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from flatminima.report.contents import StudyContents, read_study
+from flatminima.report.page import build_page
 from flatminima.report.published import PUBLISHED
 from flatminima.report.tables import (
     contrasts,
@@ -27,6 +30,33 @@ def study(synthetic_store: Callable[..., Store]) -> StudyContents:
 @pytest.fixture(scope="module")
 def unmatched(synthetic_store: Callable[..., Store]) -> StudyContents:
     return read_study(synthetic_store(resolution=4, matched=False), "synthetic")
+
+
+def test_columns_that_were_not_asked_for_are_left_out(study: StudyContents) -> None:
+    assert study.summary is not None
+    summary = study.summary.copy(deep=True)
+    unasked = summary["status"].attrs["flag_meanings"].split().index("not_measured")
+    summary["status"].loc[{"column": ["measured_end", "measured_matched"]}] = unasked
+    stepwise = replace(study, summary=summary)
+    assert table_columns(stepwise) == ["published", "as_published"]
+    assert {contrast.column for contrast in contrasts(stepwise)} == {"as_published"}
+    assert "not measured" not in table_markdown([stepwise])
+
+
+def test_every_split_has_its_rows_and_its_place_on_the_page(
+    synthetic_store: Callable[..., Store],
+) -> None:
+    store = synthetic_store(name="splits", resolution=4, splits=("train", "test"))
+    both = read_study(store, "splits")
+    assert both.split == "train"
+    (other,) = both.further
+    assert other.split == "test"
+    rows = list(csv.DictReader(io.StringIO(table_csv([both, other]))))
+    assert [row["split"] for row in rows] == ["train"] * 16 + ["test"] * 16
+    page = build_page([both])
+    assert page.count("The same on the test split") == 2  # its table and its radii
+    ids = re.findall(r'\bid="([^"]+)"', page.split("<script>")[0])
+    assert len(ids) == len(set(ids)) > 20
 
 
 def test_published_numbers() -> None:

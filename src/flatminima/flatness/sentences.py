@@ -32,7 +32,10 @@ def sentences(summary: xr.Dataset) -> list[str]:
     if said:
         return said
     if _comparable(summary.sel(column="as_published")):
-        return ["Only the published protocol was repeated; no claim is made from its whole steps."]
+        return [
+            "Only the published protocol was repeated: the table compares the groups by it, at the"
+            f" train losses they ended with ({_losses(summary.sel(column='as_published'))})."
+        ]
     return ["No radius was measured, so there is nothing to compare."]
 
 

@@ -130,9 +130,18 @@ def number(value: float, *, signed: bool = False) -> str:
 
 
 def table_columns(study: StudyContents) -> list[str]:
-    """The columns the study's table has."""
+    """The columns the study's table has: the published one if known, and those it asked for."""
     published = ["published"] if PUBLISHED.get(study.published) else []
-    return [*published, *COLUMNS]
+    return [*published, *(column for column in COLUMNS if _asked(study, column))]
+
+
+def _asked(study: StudyContents, column: str) -> bool:
+    """Whether the study measures a column at all, be it that a network never got there."""
+    if study.summary is None:
+        return True
+    status = study.summary["status"]
+    unasked = str(status.attrs["flag_meanings"]).split().index("not_measured")
+    return bool((status.sel(column=column) != unasked).any())
 
 
 def table_cells(study: StudyContents) -> list[Cell]:
@@ -173,7 +182,7 @@ def contrasts(study: StudyContents) -> Iterator[Contrast]:
         "second_flatter": f"{second} flatter",
         "unmatched": "no verdict: loss not matched",
     }
-    for column in reversed(list(COLUMNS)):
+    for column in reversed([column for column in COLUMNS if _asked(study, column)]):
         for parameters in study.summary["parameters"].values:
             for scale in study.summary["scale"].values:
                 cell = study.summary.sel(column=column, parameters=parameters, scale=scale)

@@ -9,7 +9,7 @@ from torch import nn
 
 import flatminima as fm
 import naive
-from cases import ImageNet, images, perceptron, points, seeded, states
+from cases import images, perceptron, points, seeded
 from flatminima.subspace import Subspace
 
 
@@ -166,6 +166,8 @@ def test_frozen_parameters_stay_put_unless_named():
         ({"batchnorm": "fixed"}, "expected a BatchNorm policy among"),
         ({"precision": "sloppy"}, "expected precision 'exact'"),
         ({"batch_size": 0}, "batch_size of 1 or more"),
+        ({"recompute_samples": 0}, "recompute_samples of 1 or more"),
+        ({"recompute_batch": 0}, "recompute_batch of 1 or more"),
     ],
 )
 def test_impossible_settings_are_refused(settings, complaint):
@@ -203,95 +205,3 @@ def test_no_points_give_no_losses():
     landscape = fm.Landscape(perceptron(), points())
     found = landscape.losses(Subspace.random(perceptron(), 2, 0), np.zeros((0, 2)))
     assert found.loss.shape == (0,)
-
-
-# BatchNorm.
-
-
-def batchnorm_states(eps=1e-5):
-    def build(seed):
-        network = seeded(ImageNet(eps=eps).double(), seed)
-        with torch.no_grad():
-            network.norm.running_mean.fill_(0.1 * seed)
-            network.norm.running_var.fill_(1.0 + seed)
-        return network
-
-    return build, states(build, 3)
-
-
-def test_auto_recomputes_between_minima_and_keeps_around_one():
-    build, minima = batchnorm_states()
-    landscape = fm.Landscape(build(0), images())
-    assert landscape.losses(Subspace.through(*minima), np.zeros((1, 2))).batchnorm == "recompute"
-    assert landscape.losses(Subspace.random(minima[0], 1, 0), np.eye(1)).batchnorm == "keep"
-    plain = fm.Landscape(perceptron(), points())
-    assert plain.loss_at(perceptron()).batchnorm == "none"
-
-
-def test_recompute_at_an_anchor_equals_loss_at_under_the_same_policy():
-    build, minima = batchnorm_states()
-    landscape = fm.Landscape(build(0), images(), batch_size=5)
-    plane = Subspace.through(*minima)
-    found = landscape.losses(plane, plane.anchor_coordinates)
-    own = [landscape.loss_at(m, batchnorm="recompute").loss[0] for m in minima]
-    np.testing.assert_allclose(found.loss, own, rtol=1e-9)
-
-
-def test_recompute_pools_mean_and_variance_over_full_batches():
-    build, minima = batchnorm_states()
-    data = images()
-    landscape = fm.Landscape(build(0), data, batch_size=23, recompute_samples=23)
-    network = minima[1].module(lambda: build(0))
-    inputs = data.inputs
-    hidden = network.conv(inputs)
-    with torch.no_grad():
-        network.norm.running_mean.copy_(hidden.mean((0, 2, 3)))
-        network.norm.running_var.copy_(hidden.var((0, 2, 3), unbiased=False))
-        want = nn.functional.cross_entropy(network(inputs), data.targets)
-    found = landscape.loss_at(minima[1], batchnorm="recompute")
-    np.testing.assert_allclose(found.loss[0], float(want), rtol=1e-12)
-
-
-def test_tripled_weights_before_batchnorm_are_the_same_function_under_recompute_only():
-    build, minima = batchnorm_states(eps=0.0)
-    tripled = states(build, 1)[0]
-    for name in ("conv.weight", "conv.bias"):
-        tripled.parameters[name] = 3 * tripled.parameters[name]
-    line = Subspace.through(minima[0], tripled)
-    steps = np.linspace(0.0, line.anchor_coordinates[1, 0], 5)[:, None]
-    data = images()
-    flat = fm.Landscape(build(0), data, batchnorm="recompute").losses(line, steps).loss
-    np.testing.assert_allclose(flat, flat[0], rtol=1e-9)
-    kept = fm.Landscape(build(0), data, batchnorm="keep").losses(line, steps).loss
-    assert np.ptp(kept) > 0.01
-
-
-def test_interpolate_combines_statistics_with_the_weights():
-    build, minima = batchnorm_states()
-    landscape = fm.Landscape(build(0), images(), batchnorm="interpolate")
-    plane = Subspace.through(*minima)
-    weights = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.2, 0.5, 0.3]])
-    found = landscape.losses(plane, plane.barycentric(weights))
-    own = [landscape.loss_at(minima[k]).loss[0] for k in (0, 2)]
-    np.testing.assert_allclose(found.loss[:2], own, rtol=1e-9)
-    mixed = minima[0].module(lambda: build(0))
-    point = naive.through(*minima, 0.2, 0.5)
-    with torch.no_grad():
-        for name, value in mixed.named_parameters():
-            value.copy_(point[name])
-        for name, value in mixed.named_buffers():
-            if value.is_floating_point():
-                parts = [w * m.buffers[name] for w, m in zip(weights[2], minima, strict=True)]
-                value.copy_(sum(parts))
-        want = nn.functional.cross_entropy(mixed(images().inputs), images().targets)
-    np.testing.assert_allclose(found.loss[2], float(want), rtol=1e-9)
-    with pytest.raises(ValueError, match="anchors that span the subspace"):
-        landscape.losses(Subspace.random(minima[0], 2, 0), np.eye(2))
-
-
-def test_negative_interpolated_variances_are_non_finite_not_high():
-    build, minima = batchnorm_states()
-    landscape = fm.Landscape(build(0), images(), batchnorm="interpolate")
-    plane = Subspace.through(*minima)
-    found = landscape.losses(plane, plane.barycentric(np.array([[6.0, 0.0, -5.0]])))
-    np.testing.assert_array_equal(found.finite, [False])

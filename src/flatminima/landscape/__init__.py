@@ -7,6 +7,18 @@ the same one, each proven against it on the user's own network before it is used
 
 from flatminima.landscape._landscape import Landscape
 from flatminima.landscape._losses import Losses
-from flatminima.landscape.surface import assemble_surface, loss_surface, surface_grid
+from flatminima.landscape.surface import (
+    assemble_surface,
+    loss_surface,
+    stored_losses,
+    surface_grid,
+)
 
-__all__ = ["Landscape", "Losses", "assemble_surface", "loss_surface", "surface_grid"]
+__all__ = [
+    "Landscape",
+    "Losses",
+    "assemble_surface",
+    "loss_surface",
+    "stored_losses",
+    "surface_grid",
+]

@@ -62,10 +62,17 @@ class Landscape:
             half precision are evaluated in float32.
         batch_size: Examples per forward pass; by default so many that activations fit the cache.
         device: Where to compute; by default where the model is.
-        recompute_samples: How many examples `recompute` pools its statistics over.
+        recompute_samples: How many examples `recompute` pools its statistics over, at most; they
+            are spread evenly over the dataset, and those that fill no batch are left out.
+        recompute_batch: In batches of how many examples `recompute` passes them through, whatever
+            `batch_size` is: a batch size chosen for memory must not change a number.
+
+    Attributes:
+        recompute_samples: How many examples `recompute` really pools over.
+        recompute_batch: In batches of how many.
 
     Raises:
-        ValueError: For an unknown loss, policy or precision, or an empty dataset.
+        ValueError: For an unknown loss, policy or precision, a count below 1, or an empty dataset.
     """
 
     def __init__(
@@ -79,14 +86,17 @@ class Landscape:
         batch_size: int | None = None,
         device: str | torch.device | None = None,
         recompute_samples: int = 2000,
+        recompute_batch: int = 100,
     ) -> None:
         _batchnorm.check_policy(batchnorm)
         if precision != "exact":
             raise ValueError(f"expected precision 'exact', got {precision!r}; no other is known")
         if len(dataset) == 0:
             raise ValueError("expected a dataset with examples, got an empty one; check its limit")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"expected batch_size of 1 or more, got {batch_size}; or leave it out")
+        sizes = {"recompute_samples": recompute_samples, "recompute_batch": recompute_batch}
+        for name, size in {**sizes, "batch_size": 1 if batch_size is None else batch_size}.items():
+            if size < 1:
+                raise ValueError(f"expected {name} of 1 or more, got {size}; or leave it out")
         self._per_sample = per_sample_loss(loss)
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", "custom")
         self.batchnorm = batchnorm
@@ -99,7 +109,9 @@ class Landscape:
             self._network.float()
         self._trainable = tuple(n for n, p in model.named_parameters() if p.requires_grad)
         self.batch_size = min(batch_size or self._cache_sized_batch(), len(dataset))
-        self._recompute_samples = recompute_samples
+        wanted = min(recompute_samples, len(dataset))
+        self.recompute_batch = min(recompute_batch, wanted)
+        self.recompute_samples = wanted - wanted % self.recompute_batch
         self._last: _Prepared | None = None
 
     def losses(self, subspace: Subspace, coordinates: Coordinates) -> Losses:
@@ -191,6 +203,11 @@ class Landscape:
         """
         with quiet(self.device):
             return _layers.top_layer(self._network, self._batch(slice(0, 2))[0])
+
+    @property
+    def stores_statistics(self) -> bool:
+        """Whether the network has BatchNorm layers that keep running statistics."""
+        return bool(_batchnorm.batchnorm_layers(self._network))
 
     # Choosing a path.
 
@@ -350,12 +367,9 @@ class Landscape:
 
     def _clean_batches(self) -> Iterator[tuple[Any, Any]]:
         """Full batches of a fixed subset, spread evenly over the dataset."""
-        wanted = min(self._recompute_samples, len(self.dataset))
-        size = min(self.batch_size, wanted)
-        count = wanted // size
-        rows = torch.linspace(0, len(self.dataset) - 1, count * size).round().long()
+        rows = torch.linspace(0, len(self.dataset) - 1, self.recompute_samples).round().long()
         # Interleaved, so that a dataset sorted by class does not give batches of one class.
-        for chunk in rows.view(size, count).T:
+        for chunk in rows.view(self.recompute_batch, -1).T:
             yield self._batch(chunk.to(self.device))
 
     def _like(self, tensors: Parameters) -> dict[str, Tensor]:

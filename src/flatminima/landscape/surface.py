@@ -7,7 +7,7 @@ from jaxtyping import Float64
 from flatminima.landscape._landscape import Landscape
 from flatminima.landscape._losses import Losses
 from flatminima.subspace import Subspace
-from flatminima.types import Coordinates
+from flatminima.types import Coordinates, PerPoint
 
 # Isometric axes reach this share of the anchors' width beyond them on every side.
 _MARGIN = 0.3
@@ -41,7 +41,8 @@ def loss_surface(
         A dataset over `y` and `x` with `loss`, `accuracy` (where targets are classes),
         `standard_error` and `outcome` (0 finite, 1 non-finite), the isometric position `u`, `v` of
         every grid point, and the anchors' positions, losses and distances. A non-finite loss is
-        NaN in `loss` and flagged in `outcome`.
+        NaN in `loss` and flagged in `outcome`. For a network with BatchNorm, `anchor_stored_loss`
+        is each anchor's loss with the statistics that its own training left.
 
     Raises:
         ValueError: If the subspace is no plane, the resolution is below 2, the extent is empty, or
@@ -51,7 +52,20 @@ def loss_surface(
     points = grid_coordinates(grid)
     anchors = subspace.anchor_coordinates
     losses = landscape.losses(subspace, np.vstack([points, anchors]))
-    return assemble_surface(grid, losses, landscape)
+    return assemble_surface(grid, losses, landscape, stored=stored_losses(landscape, subspace))
+
+
+def stored_losses(landscape: Landscape, subspace: Subspace) -> PerPoint | None:
+    """Each anchor's loss with the statistics that its own training left, beside any policy.
+
+    Returns:
+        One loss per anchor (NaN where it is not finite), or `None` if the network stores no
+        statistics.
+    """
+    if not landscape.stores_statistics:
+        return None
+    found = [landscape.loss_at(anchor, batchnorm="keep").loss[0] for anchor in subspace.anchors]
+    return np.array(found, dtype=np.float64)
 
 
 def surface_grid(
@@ -120,13 +134,16 @@ def grid_coordinates(grid: xr.Dataset) -> Coordinates:
     return np.ascontiguousarray(values.reshape(-1, values.shape[-1]), dtype=np.float64)
 
 
-def assemble_surface(grid: xr.Dataset, losses: Losses, landscape: Landscape) -> xr.Dataset:
+def assemble_surface(
+    grid: xr.Dataset, losses: Losses, landscape: Landscape, *, stored: PerPoint | None = None
+) -> xr.Dataset:
     """Put losses into a grid.
 
     Args:
         grid: From `surface_grid`.
         losses: At `grid_coordinates(grid)` followed by the anchors.
         landscape: Where they come from, for the attributes.
+        stored: From `stored_losses`; becomes `anchor_stored_loss`.
     """
     shape = grid["u"].shape
     cells = shape[0] * shape[1]
@@ -137,6 +154,8 @@ def assemble_surface(grid: xr.Dataset, losses: Losses, landscape: Landscape) -> 
     for name, values in names.items():
         surface[name] = (("y", "x"), values[:cells].reshape(shape))
         surface[f"anchor_{name}"] = ("anchor", values[cells:])
+    if stored is not None:
+        surface["anchor_stored_loss"] = ("anchor", stored)
     outcome = np.where(losses.finite, FINITE, NON_FINITE).astype(np.int8)
     surface["outcome"] = (("y", "x"), outcome[:cells].reshape(shape))
     surface["outcome"].attrs.update(
@@ -154,6 +173,12 @@ def assemble_surface(grid: xr.Dataset, losses: Losses, landscape: Landscape) -> 
         data_digest=data.digest,
         batch_size=landscape.batch_size,
     )
+    if landscape.stores_statistics:
+        pooled = losses.batchnorm == "recompute"
+        surface.attrs.update(
+            recompute_samples=landscape.recompute_samples if pooled else 0,
+            recompute_batch=landscape.recompute_batch if pooled else 0,
+        )
     return surface
 
 

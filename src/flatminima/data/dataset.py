@@ -123,16 +123,21 @@ class Dataset:
         """Where the tensors are."""
         return next(_leaves(self._raw)).device
 
-    def batch(self, selection: slice | Tensor) -> tuple[Nested, Nested]:
+    def batch(
+        self, selection: slice | Tensor, *, change: Callable[[Nested], Nested] | None = None
+    ) -> tuple[Nested, Nested]:
         """The inputs, normalised, and targets of some samples.
 
         Args:
             selection: A slice, or the int64 positions of the samples on the set's device.
+            change: Applied to the inputs as they are stored, before they are normalised.
         """
         inputs = _map(lambda tensor: _pick(tensor, selection), self._raw)
         if self._constants is None and isinstance(selection, slice):
             # A network that works in place must not write to the data.
             inputs = _map(Tensor.clone, inputs)
+        if change is not None:
+            inputs = change(inputs)
         targets = _map(lambda tensor: _pick(tensor, selection), self.targets)
         return self._normalise(inputs), targets
 

@@ -33,6 +33,7 @@ def load_dataset(
       nothing. Every fifth sample of each class, in the bundled order, is the test split: 1,442
       samples to train on, 355 to test.
     - `"mnist"`, `"fashion_mnist"`: 28 x 28 images, 60,000 to train on, 10,000 to test.
+    - `"cifar10"`: 32 x 32 images in colour, 50,000 to train on, 10,000 to test.
 
     Args:
         name: Name of the set.
@@ -59,12 +60,17 @@ def load_dataset(
     check_split(source, split)
     limit = sources.checked_limit(source, split, limit)
     digest = sources.data_digest(name, split, limit=limit, seed=seed)
-    images, labels = _digits(source, split) if name == "digits" else _idx(name, split, root)
+    if name == "digits":
+        images, labels = _digits(source, split)
+    elif name == "cifar10":
+        images, labels = _records(name, split, root)
+    else:
+        images, labels = _idx(name, split, root)
     if limit is not None:
         chosen = _balanced(torch.from_numpy(labels.astype(np.int64)), limit, seed).numpy()
         images, labels = images[chosen], labels[chosen]
     return Dataset(
-        torch.from_numpy(images[:, None].copy()),  # a copy, because files are read as read-only
+        torch.from_numpy(images.copy()),  # a copy, because files are read as read-only
         torch.from_numpy(labels.astype(np.int64)),
         name=name,
         split=split,
@@ -78,7 +84,7 @@ def load_dataset(
 
 def _idx(
     name: str, split: str, root: str | os.PathLike[str] | None
-) -> tuple[UInt8[np.ndarray, "n h w"], UInt8[np.ndarray, " n"]]:
+) -> tuple[UInt8[np.ndarray, "n c h w"], UInt8[np.ndarray, " n"]]:
     """Images and labels of a set that is kept as two IDX files per split."""
     paths = sources.fetch(name, root=root, split=split)
     images, labels = (
@@ -89,12 +95,22 @@ def _idx(
             f"{name}: expected images [N, H, W] and as many labels, got {images.shape} and "
             f"{labels.shape}; give the official files"
         )
-    return images, labels
+    return images[:, None], labels
+
+
+def _records(
+    name: str, split: str, root: str | os.PathLike[str] | None
+) -> tuple[UInt8[np.ndarray, "n c h w"], UInt8[np.ndarray, " n"]]:
+    """Images and labels of CIFAR-10: records of one label and 32 x 32 pixels in three planes."""
+    paths = sources.fetch(name, root=root, split=split)
+    content = b"".join(decoded(path.read_bytes()) for path in paths.values())
+    records = np.frombuffer(content, dtype=np.uint8).reshape(-1, 1 + 3 * 32 * 32)
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
 
 
 def _digits(
     source: Source, split: str
-) -> tuple[UInt8[np.ndarray, "n h w"], UInt8[np.ndarray, " n"]]:
+) -> tuple[UInt8[np.ndarray, "n c h w"], UInt8[np.ndarray, " n"]]:
     """Images and labels of scikit-learn's digits."""
     from sklearn.datasets import load_digits
 
@@ -114,7 +130,7 @@ def _digits(
         rank[where] = np.arange(len(where))
     for_testing = rank % _TEST_EVERY == _TEST_EVERY - 1
     chosen = for_testing if split == "test" else ~for_testing
-    return images[chosen], labels[chosen]
+    return images[chosen][:, None], labels[chosen]
 
 
 def _balanced(labels: Labels, limit: int, seed: int) -> torch.Tensor:

@@ -150,8 +150,8 @@ def fetch(
             found[file.name] = path
     missing = [file for file in source.wanted(split) if file.name not in found]
     if missing:
-        tried.append(_why_not_own(own, source))
         folder = cache_folder() / name
+        tried.append(_take_own_archive(own, folder, source, missing))
         tried += _download.fill_cache(folder, source, missing)
         found |= {file.name: folder / file.name for file in missing}
     faults = {file.name: fault_of(found[file.name], file) for file in missing}
@@ -196,15 +196,15 @@ def download_size(names: Iterable[str], *, root: str | os.PathLike[str] | None =
         ValueError: There is no such data set.
     """
     own = _own_folder(root)
-    total = 0
+    downloads: dict[tuple[str, str], int] = {}  # an archive of several files comes once
     for name in set(names):
         source = source_of(name)
         for file in source.wanted(None):
             kept = cache_folder() / name / file.name
             at_hand = kept.is_file() and kept.stat().st_size == file.size
             if not at_hand and _in_own_folder(own, source, file) is None:
-                total += file.download_size
-    return total
+                downloads[name, file.download] = file.download_size
+    return sum(downloads.values())
 
 
 def _own_folder(root: str | os.PathLike[str] | None) -> Path | None:
@@ -217,9 +217,24 @@ def _in_own_folder(own: Path | None, source: Source, file: SourceFile) -> Path |
     """Where a file is in the user's folder, compressed or not."""
     if own is None:
         return None
-    names = dict.fromkeys((file.name, file.download))
+    names = (file.name, f"{file.name}.gz")
     candidates = (own / folder / name for folder in source.folders for name in names)
     return next((path for path in candidates if path.is_file()), None)
+
+
+def _take_own_archive(
+    own: Path | None, folder: Path, source: Source, missing: list[SourceFile]
+) -> str:
+    """Fill the cache from an official archive in the user's folder; else why it was not done."""
+    if own is not None and source.archived:
+        places = (own / place / missing[0].download for place in source.folders)
+        archive = next((path for path in places if path.is_file()), None)
+        absent = [file for file in missing if fault_of(folder / file.name, file)]
+        if archive is not None and absent:
+            fault = _download.unpack_own(archive, folder, source, absent)
+            if fault:
+                raise ValueError(f"{fault}; replace it by the official archive")
+    return _why_not_own(own, source)
 
 
 def _why_not_own(own: Path | None, source: Source) -> str:

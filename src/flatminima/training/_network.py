@@ -19,6 +19,7 @@ Model: TypeAlias = str | Mapping[str, Any] | Callable[[], nn.Module] | nn.Module
 
 # Rows per pass of an evaluation: activations of a few hundred samples stay in a core's cache.
 _EVALUATION_BATCH = 500
+_EVALUATION_BATCH_OF_IMAGES = 100  # through convolutions, whose activations are larger
 
 
 def description(model: Model) -> dict[str, Any] | None:
@@ -61,6 +62,41 @@ def forked(seed: int, device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
+        yield
+
+
+def quick_layout(network: nn.Module) -> nn.Module:
+    """The network with the weights of its convolutions laid out channels last.
+
+    Convolutions then hand their results on in that layout, in which they and what follows them run
+    faster: VGG16's forward pass by a quarter on a CPU.
+    """
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def like_layout(value: Tensor, parameter: Tensor) -> Tensor:
+    """A stored tensor laid out like the parameter that it belongs to."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Within, a training step computes in the recipe's precision, whatever surrounds it."""
+    return torch.autocast(
+        device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
+    )
+
+
+@contextlib.contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Within, an accelerator takes the same steps every time, in float32 where that is asked."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    ):
         yield
 
 
@@ -132,10 +168,12 @@ def outputs_of(network: nn.Module, inputs: Any) -> Any:
 def evaluate(network: nn.Module, dataset: Dataset) -> tuple[float, float]:
     """Mean cross-entropy and share of right answers over a whole set, in evaluation mode."""
     network.eval()
+    convolves = any(isinstance(module, nn.Conv2d) for module in network.modules())
+    size = _EVALUATION_BATCH_OF_IMAGES if convolves else _EVALUATION_BATCH
     loss = torch.zeros((), dtype=torch.float64, device=dataset.device)
     right = torch.zeros((), dtype=torch.int64, device=dataset.device)
     with torch.inference_mode():
-        for inputs, targets in dataset.batches(_EVALUATION_BATCH):
+        for inputs, targets in dataset.batches(size):
             outputs = outputs_of(network, inputs)
             losses = functional.cross_entropy(outputs, targets, reduction="none")
             loss += losses.sum(dtype=torch.float64)

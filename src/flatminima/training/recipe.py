@@ -1,7 +1,12 @@
 """`Recipe`: how a network is trained."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
+
+# Settings that joined later, and the values under which they change nothing.
+_ADDED = {"augment": "none", "precision": "float32"}
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,12 @@ class Recipe:
         step_epochs: Epochs between two steps of `"step"`.
         step_factor: Factor of each step.
         stop_at_loss: Training ends with the first epoch whose train loss is at or below this.
+        augment: `"none"`, or `"crop_flip"`: images are padded by 4 pixels of value 0, cropped at
+            random to their size, and mirrored left to right with probability 0.5. It acts in
+            training steps only, never where a loss is measured.
+        precision: Of the forward and backward passes of training steps: `"float32"`, or
+            `"bfloat16"`, autocast over weights that stay in float32. Losses are measured in float32
+            either way.
 
     Raises:
         ValueError: A value is out of its range.
@@ -35,6 +46,17 @@ class Recipe:
     step_epochs: int | None = None
     step_factor: float = 0.1
     stop_at_loss: float | None = None
+    augment: str = "none"
+    precision: str = "float32"
+
+    def settings(self) -> dict[str, Any]:
+        """All settings as plain values, by name.
+
+        Those that joined later are left out where they change nothing, so that what was trained
+        before them keeps its identity.
+        """
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if _ADDED.get(name) != value}
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs of at least 1", self.epochs)
@@ -69,6 +91,14 @@ class Recipe:
             self.stop_at_loss is None or _positive(self.stop_at_loss),
             "a positive stop_at_loss, or None",
             self.stop_at_loss,
+        )
+        _require(
+            self.augment in ("none", "crop_flip"), "augment 'none' or 'crop_flip'", self.augment
+        )
+        _require(
+            self.precision in ("float32", "bfloat16"),
+            "a precision 'float32' or 'bfloat16'",
+            self.precision,
         )
 
 

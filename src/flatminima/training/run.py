@@ -5,7 +5,6 @@ in it are functions of the seed and e. So a run that was cut and resumed takes e
 one that was not, and the global random state is as before.
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -19,11 +18,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from flatminima._seeds import derive_seed
+from flatminima.data.augment import augmentation, check_augmentation
 from flatminima.data.dataset import Dataset
 from flatminima.minimum import Minimum
 from flatminima.training._network import (
     Model,
     all_finite,
+    autocast,
     build_optimizer,
     build_schedule,
     check_fit,
@@ -32,8 +33,11 @@ from flatminima.training._network import (
     entropy,
     evaluate,
     forked,
+    like_layout,
     outputs_of,
     own_network,
+    quick_layout,
+    repeatable,
     state_tensors,
 )
 from flatminima.training.recipe import Recipe
@@ -121,10 +125,11 @@ class TrainingRun:
         self._rows: list[dict[str, float]] = []
         self._entropy = entropy(dataset)
         self._named = description(model)
-        self._network = own_network(model, seed).to(dataset.device)
+        self._network = quick_layout(own_network(model, seed).to(dataset.device))
         self._optimizer = build_optimizer(self._network, recipe)
         self._schedule = build_schedule(self._optimizer, recipe)
         check_fit(self._network, dataset)
+        check_augmentation(recipe.augment, dataset)
 
     @classmethod
     def start(
@@ -267,11 +272,17 @@ class TrainingRun:
         data, network, optimizer = self._data, self._network, self._optimizer
         order = torch.randperm(len(data), generator=self._stream("order")).to(data.device)
         network.train()
-        with forked(derive_seed(self._seed, "noise", self.epoch), data.device):
+        change = augmentation(self._recipe.augment, self._stream("augment"))
+        with (
+            forked(derive_seed(self._seed, "noise", self.epoch), data.device),
+            repeatable(data.device),
+        ):
             for chosen in torch.split(order, self._recipe.batch_size):
-                inputs, targets = data.batch(chosen)
+                inputs, targets = data.batch(chosen, change=change)
                 optimizer.zero_grad(set_to_none=True)
-                loss = functional.cross_entropy(outputs_of(network, inputs), targets)
+                with autocast(data.device, self._recipe.precision):
+                    outputs = outputs_of(network, inputs)
+                loss = functional.cross_entropy(outputs.float(), targets)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
 
@@ -291,7 +302,7 @@ class TrainingRun:
             {name: copied_to_cpu(value) for name, value in network.named_parameters()},
             {name: copied_to_cpu(value) for name, value in network.named_buffers()},
             history=self.history,
-            recipe=dataclasses.asdict(self._recipe),
+            recipe=self._recipe.settings(),
             seed=self._seed,
             model=self._named,
             epoch=self.epoch,
@@ -304,7 +315,7 @@ class TrainingRun:
     def _identity(self) -> dict[str, Any]:
         """What must agree for a state to be resumed."""
         return {
-            "recipe": dataclasses.asdict(self._recipe),
+            "recipe": self._recipe.settings(),
             "seed": self._seed,
             "model": self._named,
             "match_loss": self._match_loss,
@@ -330,11 +341,12 @@ class TrainingRun:
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(stored[name])
+        trained = [value for group in self._optimizer.param_groups for value in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".", 2)
-                state.setdefault(int(index), {})[key] = value
+                state.setdefault(int(index), {})[key] = like_layout(value, trained[int(index)])
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
         self._schedule.load_state_dict(schedule)

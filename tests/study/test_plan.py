@@ -151,9 +151,8 @@ def test_a_later_setting_without_effect_keeps_old_names(
 ) -> None:
     job = next(job for job in _plan(smallest()) if job.kind == "train")
     later = {**job.settings, "recipe": {**job.settings["recipe"], "smoothing": 0.0}, "ema": None}
-    monkeypatch.setattr(
-        job_module, "_ADDED", {"train": {"recipe.smoothing": 0.0, "ema": None, "gone.x": 1}}
-    )
+    later_on = {"recipe.smoothing": 0.0, "ema": None, "gone.x": 1}
+    monkeypatch.setattr(job_module, "_ADDED", {"train": {**job_module._ADDED["train"], **later_on}})
     assert Job("train", later, data=job.data).digest == job.digest
     effective = {**later, "recipe": {**later["recipe"], "smoothing": 0.1}}
     assert Job("train", effective, data=job.data).digest != job.digest

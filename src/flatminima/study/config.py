@@ -16,7 +16,8 @@ from flatminima.data._table import SOURCES
 
 Split = Literal["train", "test"]
 Parameters = Literal["all", "top"]
-Protocol = Literal["crossing", "stepwise"]
+Protocol = Literal["crossing", "stepwise", "stepwise_perturb"]
+Policy = Literal["recompute", "keep", "interpolate", "batch"]
 Checkpoint = Literal["end", "matched"]
 
 # Values per image; an MLP's first layer must take this many.
@@ -47,10 +48,14 @@ def _distinct(values: list[Any], what: str) -> None:
 
 
 class Data(_Table):
-    """`[data]`: which images; `limit` takes a class-balanced subset of the training set only."""
+    """`[data]`: which images.
+
+    `limit` takes a class-balanced subset of the training set, `test_limit` one of the test set.
+    """
 
     dataset: str
     limit: Annotated[int, _COUNT] | None = None
+    test_limit: Annotated[int, _COUNT] | None = None
     seed: int = 0
     split: list[Split] = ["train"]
 
@@ -61,6 +66,13 @@ class Data(_Table):
                 f"expected dataset to be one of {', '.join(SOURCES)}, got {self.dataset!r}"
                 + _hint(self.dataset, list(SOURCES))
             )
+        for name, split in (("limit", "train"), ("test_limit", "test")):
+            most, size = SOURCES[self.dataset].samples[split], getattr(self, name)
+            if size is not None and size > most:
+                raise ValueError(
+                    f"expected {name} of at most the {most} {split} samples of {self.dataset}, "
+                    f"got {size}; leave it out to take all"
+                )
         _distinct(self.split, "split")
         return self
 
@@ -123,6 +135,8 @@ class Training(_Table):
     step_epochs: Annotated[int, _COUNT] | None = None
     step_factor: Annotated[float, _POSITIVE] = 0.1
     stop_at_loss: Annotated[float, _POSITIVE] | None = None
+    augment: Literal["none", "crop_flip"] = "none"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     networks: Annotated[int, _COUNT] = 3
     seed: int = 0
     match_loss: Annotated[float, _POSITIVE] = 0.05
@@ -139,18 +153,33 @@ class Training(_Table):
         return self
 
 
+class Beside(_Table):
+    """`[[surface.beside]]`: the same plane once more, under another BatchNorm policy."""
+
+    batchnorm: Policy
+    resolution: Annotated[int, Field(ge=2)] | None = None
+
+
 class Surface(_Table):
-    """`[surface]`: the grid on the plane through the first three networks of each group."""
+    """`[surface]`: the grid on the plane through the first three networks of each group.
+
+    `recompute_samples` is how many samples the BatchNorm policy `recompute` pools over.
+    """
 
     resolution: Annotated[int, Field(ge=2)] = 50
     coordinates: Literal["barycentric", "isometric"] = "barycentric"
     extent: Annotated[tuple[float, float], Field(strict=False)] | None = None
     tile: Annotated[int, _COUNT] = 50
     checkpoints: Annotated[list[Checkpoint], Field(min_length=1)] = ["end"]
-    batchnorm: Literal["auto", "recompute", "keep", "interpolate", "batch"] = "auto"
+    batchnorm: Literal["auto"] | Policy = "auto"
+    recompute_samples: Annotated[int, _COUNT] = 2000
+    beside: list[Beside] = []
 
     @model_validator(mode="after")
     def _check(self) -> "Surface":
+        if self.beside:
+            own = "recompute" if self.batchnorm == "auto" else self.batchnorm
+            _distinct([own, *(plane.batchnorm for plane in self.beside)], "batchnorm and beside")
         if self.extent is not None and not self.extent[0] < self.extent[1]:
             raise ValueError(f"expected extent = [low, high] with low < high, got {self.extent}")
         _distinct(self.checkpoints, "checkpoints")
@@ -175,7 +204,7 @@ class Radius(_Table):
         _distinct(self.parameters, "parameters")
         _distinct(self.protocols, "protocols")
         missing = [name for name in self.parameters if name not in self.steps]
-        if "stepwise" in self.protocols and missing:
+        if {"stepwise", "stepwise_perturb"} & set(self.protocols) and missing:
             raise ValueError(f"expected a step for {missing[0]!r}, got none; add it to steps")
         return self
 
@@ -239,12 +268,28 @@ class Study(_Table):
                     f"expected [model.settings] sizes from {features} to {source.classes} units "
                     f"for {self.data.dataset}, got {first} to {last}; change its first and last"
                 )
+        if self.model.name == "mlp":
+            _check_without_batchnorm(self)
         if self.surface is not None and self.training.networks < 3:
             raise ValueError(
                 f"expected at least 3 networks for the plane of a surface, got "
                 f"{self.training.networks}; raise [training] networks or remove [surface]"
             )
         return self
+
+
+def _check_without_batchnorm(study: Study) -> None:
+    """Refuse what only a network with BatchNorm can be asked for."""
+    asked = []
+    if study.surface is not None and study.surface.beside:
+        asked.append("[[surface.beside]]")
+    if study.radius is not None and "stepwise_perturb" in study.radius.protocols:
+        asked.append("the protocol 'stepwise_perturb'")
+    if asked:
+        raise ValueError(
+            f"expected a network with BatchNorm for {asked[0]}, got {study.model.name!r}, which "
+            "has none; leave it out"
+        )
 
 
 def load_study(path: str | Path) -> Study:

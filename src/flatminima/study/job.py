@@ -21,7 +21,8 @@ VERSIONS = {"train": 1, "network": 1, "tile": 1, "surface": 1, "radius": 1, "sum
 """Raised when the same settings begin to mean other bytes: old results of that kind are redone."""
 
 # Settings that joined a kind later: {kind: {"table.key": the value that changes nothing}}.
-_ADDED: dict[str, dict[str, Any]] = {}
+_ADDED_TO_RECIPE = {"recipe.augment": "none", "recipe.precision": "float32"}
+_ADDED: dict[str, dict[str, Any]] = {"train": _ADDED_TO_RECIPE, "network": _ADDED_TO_RECIPE}
 
 
 @dataclass(frozen=True)

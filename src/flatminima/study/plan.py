@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flatminima.data.sources import data_digest
-from flatminima.study.config import Group, Study
+from flatminima.study.config import Group, Parameters, Study, Surface
 from flatminima.study.job import Job
 
 RESULTS = ("network", "surface", "summary")
@@ -18,8 +18,16 @@ PARTS = {
 }
 """The parts of a study that progress is told in, and that a run can be limited to."""
 
+RECOMPUTE_BATCH = 100
+"""Images per batch by whose statistics layers normalise under the policy `recompute`."""
+
 # Images per batch where the study says "auto": activations of this many stay in a core's cache.
 _BATCH_SIZE = {"mlp": 500, "vgg16": 100}
+
+
+# In what a training step computes where the study says "auto": in half precision where an
+# accelerator has it.
+_TRAINING_PRECISION = {"cpu": "float32", "cuda": "bfloat16", "mps": "float32"}
 
 
 def resolve(study: Study, earlier: Mapping[str, Any] | None = None) -> Study:
@@ -38,6 +46,9 @@ def resolve(study: Study, earlier: Mapping[str, Any] | None = None) -> Study:
             else _BATCH_SIZE[study.model.name]
         )
     resolved: dict[str, Any] = {"run": study.run.model_copy(update=run)}
+    if study.training.precision == "auto":
+        precision = _TRAINING_PRECISION[study.run.device]
+        resolved["training"] = study.training.model_copy(update={"precision": precision})
     if study.surface is not None and study.surface.batchnorm == "auto":
         # A plane through minima combines several states; see `Landscape`.
         resolved["surface"] = study.surface.model_copy(update={"batchnorm": "recompute"})
@@ -63,11 +74,13 @@ def plan_study(study: Study) -> list[Job]:
     if study.surface is not None:
         for group in study.groups:
             corners = networks[group.name][:3]
-            for checkpoint in study.surface.checkpoints:
-                for split in study.data.split:
-                    where = (group, split, checkpoint)
-                    tiles = [add(job) for job in _tiles(study, *where, corners)]
-                    add(_surface(study, *where, corners, tiles))
+            for surface in (study.surface, *_beside(study.surface)):
+                for checkpoint in surface.checkpoints:
+                    for split in study.data.split:
+                        about = _surface_settings(study, surface, group, split, checkpoint)
+                        data = _data(study, group, split)
+                        tiles = [add(job) for job in _tiles(surface, about, data, corners)]
+                        add(_surface(about, data, corners, tiles))
     if study.radius is not None:
         for split in study.data.split:
             radii = [
@@ -102,13 +115,15 @@ def _seeds(study: Study) -> range:
     return range(study.training.seed, study.training.seed + study.training.networks)
 
 
-def data_settings(study: Study, group: Group) -> dict[str, Any]:
-    """What decides a group's training data; noise settings only where there is noise."""
+def data_settings(study: Study, group: Group, *splits: str) -> dict[str, Any]:
+    """What decides a group's data; settings of noise or of a split only where they matter."""
     data: dict[str, Any] = {
         "dataset": study.data.dataset,
         "limit": study.data.limit,
         "seed": study.data.seed,
     }
+    if "test" in splits and study.data.test_limit is not None:
+        data["test_limit"] = study.data.test_limit
     if group.noise > 0:
         data["noise"] = {
             "fraction": group.noise,
@@ -123,7 +138,9 @@ def _data(study: Study, group: Group, *splits: str) -> dict[str, str]:
     digests = {}
     for split in splits:
         if split == "test":
-            digests[split] = data_digest(study.data.dataset, "test")
+            digests[split] = data_digest(
+                study.data.dataset, "test", limit=study.data.test_limit, seed=study.data.seed
+            )
             continue
         noise: dict[str, Any] = {}
         if group.noise > 0:
@@ -161,6 +178,8 @@ def _chain(study: Study, group: Group, seed: int) -> Iterator[Job]:
         "step_epochs": training.step_epochs,
         "step_factor": training.step_factor,
         "stop_at_loss": training.stop_at_loss,
+        "augment": training.augment,
+        "precision": training.precision,
     }
     before: tuple[str, ...] = ()
     for first in range(0, epochs, training.segment_epochs):
@@ -168,7 +187,7 @@ def _chain(study: Study, group: Group, seed: int) -> Iterator[Job]:
         job = Job(
             "train",
             {
-                "data": data_settings(study, group),
+                "data": data_settings(study, group, "train", "test"),
                 "model": study.model.model_dump(),
                 "recipe": recipe,
                 "seed": seed,
@@ -213,36 +232,26 @@ def _weights(checkpoint: str) -> tuple[str, tuple[str, ...]]:
     return ("network", (file, "history.zarr/"))
 
 
-def _tiles(
-    study: Study, group: Group, split: str, checkpoint: str, corners: Sequence[Job]
-) -> Iterator[Job]:
-    """The tiles of one surface: blocks of points in the order of the grid's rows."""
-    surface = study.surface
-    assert surface is not None
-    points = surface.resolution**2
-    count = -(-points // surface.tile)
-    for index in range(count):
-        first = index * surface.tile
-        size = min(surface.tile, points - first)
-        yield Job(
-            "tile",
-            {**_surface_settings(study, group, split, checkpoint), "first": first, "count": size},
-            dependencies=tuple(job.digest for job in corners),
-            inputs=(_weights(checkpoint),) * len(corners),
-            data=_data(study, group, split),
-            label=f"{group.name} {split} surface {checkpoint} tile {index + 1}/{count}",
-            units=size,
-        )
+def _beside(surface: Surface) -> Iterator[Surface]:
+    """The further planes of a surface, each as a surface of its own."""
+    for plane in surface.beside:
+        resolution = plane.resolution or surface.resolution
+        update: dict[str, Any] = {
+            "batchnorm": plane.batchnorm,
+            "resolution": resolution,
+            "beside": [],
+        }
+        yield surface.model_copy(update=update)
 
 
-def _surface_settings(study: Study, group: Group, split: str, checkpoint: str) -> dict[str, Any]:
+def _surface_settings(
+    study: Study, surface: Surface, group: Group, split: str, checkpoint: str
+) -> dict[str, Any]:
     """What decides the numbers on a surface."""
-    surface = study.surface
-    assert surface is not None
-    return {
+    settings = {
         "group": group.name,
         "split": split,
-        "data": data_settings(study, group),
+        "data": data_settings(study, group, split),
         "model": study.model.model_dump(),
         "resolution": surface.resolution,
         "coordinates": surface.coordinates,
@@ -251,29 +260,53 @@ def _surface_settings(study: Study, group: Group, split: str, checkpoint: str) -
         "batchnorm": surface.batchnorm,
         "run": _execution(study),
     }
+    if surface.batchnorm == "recompute" and study.model.name != "mlp":
+        settings["recompute"] = {"samples": surface.recompute_samples, "batch": RECOMPUTE_BATCH}
+    return settings
+
+
+def _tiles(
+    surface: Surface, about: dict[str, Any], data: dict[str, str], corners: Sequence[Job]
+) -> Iterator[Job]:
+    """The tiles of one surface: blocks of points in the order of the grid's rows."""
+    points = surface.resolution**2
+    count = -(-points // surface.tile)
+    for index in range(count):
+        first = index * surface.tile
+        size = min(surface.tile, points - first)
+        yield Job(
+            "tile",
+            {**about, "first": first, "count": size},
+            dependencies=tuple(job.digest for job in corners),
+            inputs=(_weights(about["checkpoint"]),) * len(corners),
+            data=data,
+            label=f"{_surface_label(about)} tile {index + 1}/{count}",
+            units=size,
+        )
 
 
 def _surface(
-    study: Study,
-    group: Group,
-    split: str,
-    checkpoint: str,
-    corners: Sequence[Job],
-    tiles: Sequence[Job],
+    about: dict[str, Any], data: dict[str, str], corners: Sequence[Job], tiles: Sequence[Job]
 ) -> Job:
     """The job that lays the tiles together and adds the minima themselves."""
     return Job(
         "surface",
-        _surface_settings(study, group, split, checkpoint),
+        about,
         dependencies=tuple(job.digest for job in (*corners, *tiles)),
         inputs=(
-            *((_weights(checkpoint),) * len(corners)),
+            *((_weights(about["checkpoint"]),) * len(corners)),
             *((("tile", ("",)),) * len(tiles)),
         ),
-        data=_data(study, group, split),
-        label=f"{group.name} {split} surface {checkpoint}",
+        data=data,
+        label=_surface_label(about),
         units=len(corners),
     )
+
+
+def _surface_label(about: dict[str, Any]) -> str:
+    """What to call a surface; with its policy where the network has BatchNorm."""
+    policy = "" if about["model"]["name"] == "mlp" else f" {about['batchnorm']}"
+    return f"{about['group']} {about['split']} surface {about['checkpoint']}{policy}"
 
 
 def _radii(study: Study, group: Group, split: str, seed: int, network: Job) -> Iterator[Job]:
@@ -283,12 +316,16 @@ def _radii(study: Study, group: Group, split: str, seed: int, network: Job) -> I
     for protocol in radius.protocols:
         # The published protocol knows no matched checkpoint: it is repeated as it was.
         for checkpoint in ("end", "matched") if protocol == "crossing" else ("end",):
-            for parameters in radius.parameters:
+            # The published fault concerns walks that move everything.
+            moved: list[Parameters] = (
+                ["all"] if protocol == "stepwise_perturb" else radius.parameters
+            )
+            for parameters in moved:
                 settings: dict[str, Any] = {
                     "group": group.name,
                     "network": seed,
                     "split": split,
-                    "data": data_settings(study, group),
+                    "data": data_settings(study, group, split),
                     "model": study.model.model_dump(),
                     "checkpoint": checkpoint,
                     "parameters": parameters,
@@ -323,11 +360,17 @@ def _radii(study: Study, group: Group, split: str, seed: int, network: Job) -> I
 def _summary(study: Study, split: str, networks: Sequence[Job], radii: Sequence[Job]) -> Job:
     """The job that turns all radii into the table, its intervals and its sentences."""
     assert study.radius is not None
+    training: dict[str, Any] = {
+        "match_loss": study.training.match_loss,
+        "networks": len(_seeds(study)),
+    }
+    if study.training.augment != "none":
+        training["augment"] = study.training.augment
     settings = {
         "name": study.name,
         "data": {"dataset": study.data.dataset, "split": split},
         "groups": [{"name": group.name, "noise": group.noise} for group in study.groups],
-        "training": {"match_loss": study.training.match_loss, "networks": len(_seeds(study))},
+        "training": training,
         "radius": {
             "threshold": study.radius.threshold,
             "parameters": study.radius.parameters,

@@ -65,7 +65,8 @@ def _load_split(data_json: str, split: str, device: str) -> "Dataset":
 
     data = json.loads(data_json)
     if split == "test":
-        return load_dataset(data["dataset"], "test").to(device)
+        limit = data.get("test_limit")
+        return load_dataset(data["dataset"], "test", limit=limit, seed=data["seed"]).to(device)
     dataset = load_dataset(data["dataset"], "train", limit=data["limit"], seed=data["seed"])
     if "noise" in data:
         noise = data["noise"]

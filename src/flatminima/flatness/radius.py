@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from scipy.optimize import elementwise
 
+from flatminima.flatness._perturbed import Perturbed, perturbed_stepwise
 from flatminima.flatness._walk import CENSORED, CROSSED, NON_FINITE, OUTCOMES, Radii, Walk, stepwise
 from flatminima.landscape import Landscape
 from flatminima.minimum import State
@@ -48,7 +49,9 @@ def flatness_radius(
     in equal cells, and the first crossing is refined by Chandrupatla's method on the signed root of
     the rise, all rays at once. `stepwise` is the protocol of the published study: whole steps along
     +u until the loss has changed by the threshold either way; the radius is the last step before
-    that, a bias of about half a step downwards.
+    that, a bias of about half a step downwards. With `buffers="perturb"` it repeats a fault of that
+    study: one unit vector spans the parameters and the running means, variances and counters of all
+    BatchNorm layers, and these are moved too.
 
     Args:
         landscape: The network, data and loss.
@@ -62,39 +65,62 @@ def flatness_radius(
         step: Length of a step, `stepwise` only.
         tolerance: Relative tolerance of a radius, `crossing` only.
         max_radius: Where a walk is given up; by default twice the norm of the moved parameters.
-        buffers: "policy": the landscape's BatchNorm policy decides.
+        buffers: "policy": the landscape's BatchNorm policy decides. "perturb": the published fault,
+            for `stepwise` and "all" parameters only, under `keep` whatever the landscape's policy.
         first: Index of the first direction, to measure a sequence in parts.
 
     Returns:
         A dataset over `direction` and `sign` with `radius`, `outcome` (0 crossed, 1 censored: not
         reached by `max_radius`, 2 non_finite: the loss was not finite before it had risen),
         `evaluations` and `reentries` (how often the scanned loss fell below the threshold again).
-        Where a ray did not cross, `radius` is the last distance known to be below.
+        Where a ray did not cross, `radius` is the last distance known to be below. With
+        `buffers="perturb"` also `negative_variances` (how many running variances were negative,
+        with the layer's eps added, at the step that ended the walk; at the last step if it is
+        censored) and `first_negative` (the distance at which the first of them falls below zero, in
+        closed form, whether or not the walk went so far; infinite where none ever does), and the
+        attributes `smallest_variance` (of the state itself) and `moved_buffers` (how many numbers
+        moved beside the parameters; `moved` and `norm` are those of the parameters alone).
 
     Raises:
-        ValueError: For impossible settings, or a state whose own loss is not finite.
+        ValueError: For impossible settings, a state whose own loss is not finite, or
+            `buffers="perturb"` for a network without running statistics.
     """
-    _check(threshold, directions, protocol, step, tolerance, max_radius, buffers)
+    _check(threshold, directions, protocol, step, tolerance, max_radius)
+    _check_buffers(buffers, protocol, parameters)
     origin = landscape.state(state)
     names = landscape.parameter_names(parameters)
-    subspace = Subspace.random(origin, directions, seed, parameters=names, first=first)
     length = norm({name: origin.parameters[name] for name in names})
     limit = 2.0 * length if max_radius is None else float(max_radius)
     if limit <= 0.0:
         raise ValueError(
             "expected moved parameters that are not all zero, got norm 0; give max_radius"
         )
-    walk = Walk(landscape.losses, subspace, threshold)
-    if protocol == "crossing":
-        result = _crossing(walk, guess=_GUESS * length or limit, limit=limit, tolerance=tolerance)
-        signs = [1, -1]
+    indices = range(first, first + directions)
+    walk: Walk | Perturbed
+    if buffers == "perturb":
+        walk = perturbed_stepwise(
+            landscape,
+            origin,
+            names,
+            indices=indices,
+            seed=seed,
+            threshold=threshold,
+            step=step,
+            limit=limit,
+        )
+        result = walk.radii
     else:
-        result = stepwise(walk, step=step, limit=limit, stride=_STRIDE)
-        signs = [1]
-    return _dataset(
+        subspace = Subspace.random(origin, directions, seed, parameters=names, first=first)
+        walk = Walk(landscape.losses, subspace, threshold)
+        if protocol == "crossing":
+            guess = _GUESS * length or limit
+            result = _crossing(walk, guess=guess, limit=limit, tolerance=tolerance)
+        else:
+            result = stepwise(walk, step=step, limit=limit, stride=_STRIDE)
+    dataset = _dataset(
         result,
-        np.arange(first, first + directions),
-        signs,
+        np.array(indices),
+        [1, -1] if protocol == "crossing" else [1],
         {
             "loss": walk.loss,
             "threshold": threshold,
@@ -118,6 +144,7 @@ def flatness_radius(
             "data_digest": landscape.dataset.digest,
         },
     )
+    return _with_variances(dataset, walk) if isinstance(walk, Perturbed) else dataset
 
 
 def _crossing(walk: Walk, *, guess: float, limit: float, tolerance: float) -> Radii:
@@ -211,6 +238,19 @@ def _dataset(
     return dataset
 
 
+def _with_variances(dataset: xr.Dataset, walk: Perturbed) -> xr.Dataset:
+    """The dataset with what became of the running variances."""
+    dims = ("direction", "sign")
+    dataset = dataset.assign(
+        negative_variances=(dims, walk.negative_variances.astype(np.int32)[:, None]),
+        first_negative=(dims, walk.first_negative[:, None]),
+    )
+    dataset["first_negative"].attrs["long_name"] = "distance in weight space"
+    return dataset.assign_attrs(
+        smallest_variance=walk.smallest_variance, moved_buffers=walk.moved_buffers
+    )
+
+
 def _check(
     threshold: float,
     directions: int,
@@ -218,14 +258,11 @@ def _check(
     step: float,
     tolerance: float,
     max_radius: float | None,
-    buffers: str,
 ) -> None:
     if protocol not in ("crossing", "stepwise"):
         raise ValueError(
             f"expected protocol 'crossing' or 'stepwise', got {protocol!r}; check the spelling"
         )
-    if buffers != "policy":
-        raise ValueError(f"expected buffers 'policy', got {buffers!r}; no other is known")
     if directions < 1:
         raise ValueError(f"expected at least 1 direction, got {directions}; 20 is usual")
     named = {"threshold": threshold, "step": step, "tolerance": tolerance}
@@ -234,3 +271,21 @@ def _check(
     for name, value in named.items():
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"expected a positive {name}, got {value}; give a finite one above 0")
+
+
+def _check_buffers(buffers: str, protocol: str, parameters: str | Collection[str]) -> None:
+    """Raise `ValueError` unless the buffers' treatment is known and goes with the rest."""
+    if buffers not in ("policy", "perturb"):
+        raise ValueError(
+            f"expected buffers 'policy' or 'perturb', got {buffers!r}; check the spelling"
+        )
+    if buffers == "perturb" and protocol != "stepwise":
+        raise ValueError(
+            f"expected protocol 'stepwise' with buffers='perturb', got {protocol!r}; it only"
+            " repeats a fault of the published walk"
+        )
+    if buffers == "perturb" and parameters != "all":
+        raise ValueError(
+            f"expected parameters 'all' with buffers='perturb', got {parameters!r}; the published"
+            " walk moved everything"
+        )

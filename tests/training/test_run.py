@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from flatminima.data import Dataset
+from flatminima.data.augment import crop_flip
 from flatminima.minimum import Minimum
 from flatminima.training import Recipe, TrainingRun, train
 
@@ -73,6 +75,16 @@ RUNS = {
     ),
     "dropout": (dropping, blobs, Recipe(epochs=5, batch_size=16, learning_rate=0.1)),
     "batchnorm": (convolving, images, Recipe(epochs=5, batch_size=16, momentum=0.9)),
+    "augmented": (
+        convolving,
+        images,
+        Recipe(epochs=5, batch_size=16, momentum=0.9, augment="crop_flip"),
+    ),
+    "half precision": (
+        convolving,
+        images,
+        Recipe(epochs=5, batch_size=16, momentum=0.9, precision="bfloat16"),
+    ),
     "tied": (Tied, blobs, Recipe(epochs=5, batch_size=16, momentum=0.9)),
     # Large enough for the quicker affine layer, where there is one.
     "wide": (
@@ -140,6 +152,78 @@ def test_training_follows_the_recipe_step_by_step():
             optimizer.step()
     for name, value in network.named_parameters():
         torch.testing.assert_close(end.parameters[name], value.detach())
+
+
+def test_augmented_training_is_the_plain_loop_on_changed_images():
+    """The twin: normalised by hand after the change, in the epoch's own stream of draws."""
+    data = images()
+    recipe = Recipe(epochs=2, batch_size=16, learning_rate=0.2, augment="crop_flip")
+    torch.manual_seed(5)
+    network = convolving()
+    end = train(network, data, recipe, seed=1)
+    run = TrainingRun.start(network, data, recipe, seed=1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.2)
+    pixels = (data.images * 0.3 + 0.5).mul(255).round()
+    network.train()
+    for epoch in range(2):
+        run.epoch = epoch
+        order = torch.randperm(len(data), generator=run._stream("order"))
+        draws = run._stream("augment")
+        for chosen in order.split(16):
+            changed = (crop_flip(pixels[chosen], draws) / 255 - 0.5) / 0.3
+            optimizer.zero_grad()
+            functional.cross_entropy(network(changed), data.labels[chosen]).backward()
+            optimizer.step()
+    for name, value in network.named_parameters():
+        torch.testing.assert_close(end.parameters[name], value.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_half_precision_computes_steps_only_and_keeps_weights_whole():
+    settings = {"seed": 1, "match_loss": 0.9}
+    recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.1)
+    seen = []
+
+    class Watching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = convolving()
+
+        def forward(self, inputs):
+            outputs = self.inner(inputs)
+            seen.append((self.training, outputs.dtype))
+            return outputs
+
+    ends = {
+        precision: train(Watching, images(), replace(recipe, precision=precision), **settings)
+        for precision in ("float32", "bfloat16")
+    }
+    assert set(seen) == {
+        (False, torch.float32),
+        (True, torch.float32),
+        (True, torch.bfloat16),
+    }
+    for name, value in ends["bfloat16"].parameters.items():
+        assert value.dtype == torch.float32
+        gap = (value - ends["float32"].parameters[name]).abs().max()
+        assert 0 < float(gap) < 0.05
+
+
+def test_what_joined_later_leaves_the_description_of_a_recipe_as_it_was():
+    assert Recipe().settings().keys() == {
+        "epochs",
+        "batch_size",
+        "optimizer",
+        "learning_rate",
+        "momentum",
+        "weight_decay",
+        "schedule",
+        "step_epochs",
+        "step_factor",
+        "stop_at_loss",
+    }
+    recipe = Recipe(augment="crop_flip", precision="bfloat16")
+    assert recipe.settings().items() >= {"augment": "crop_flip", "precision": "bfloat16"}.items()
+    assert Recipe(**recipe.settings()) == recipe
 
 
 def test_history_is_of_whole_sets_in_evaluation_mode():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # Settings that joined later, and the values under which they change nothing.
-_ADDED = {"augment": "none", "precision": "float32"}
+_ADDED = (("augment", "none"), ("precision", "float32"))
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Recipe:
         before them keeps its identity.
         """
         values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if _ADDED.get(name) != value}
+        return {name: value for name, value in values.items() if (name, value) not in _ADDED}
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs of at least 1", self.epochs)

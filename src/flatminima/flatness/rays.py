@@ -10,9 +10,19 @@ import xarray as xr
 
 OUTCOMES = ("crossed", "censored", "non_finite")
 
+PERTURBED_PROTOCOL = "stepwise_perturb"
+"""The protocol of blocks measured with `protocol="stepwise", buffers="perturb"`."""
+
 _KEYS = ("group", "network", "checkpoint", "parameters", "protocol", "split")
 _PER_RAY = {"radius": float, "outcome": np.int8, "evaluations": np.int64, "reentries": np.int64}
 _PER_BLOCK = {"norm": float, "loss": float, "moved": np.int64}
+# What the walks of the published fault say besides. Along other rays no running variance moves, so
+# none is ever negative, and the smallest of those that move is infinite.
+_PERTURBED = {
+    "negative_variances": (np.int64, 0),
+    "first_negative": (float, np.inf),
+    "smallest_variance": (float, np.inf),
+}
 _SHARED = ("threshold", "seed", "samples", "batchnorm", "buffers", "precision", "dataset")
 
 
@@ -24,13 +34,16 @@ def merge_radii(blocks: Sequence[xr.Dataset]) -> xr.Dataset:
             `network` (its seed), `checkpoint` ("end" or "matched"), `parameters` and `protocol`,
             and optionally `split` ("train" unless given). A block whose attribute `status` is
             "not_reached" or "excluded" has no rays; it is remembered in the attribute
-            `unmeasured` of the result.
+            `unmeasured` of the result. Blocks measured with `buffers="perturb"` have the protocol
+            "stepwise_perturb".
 
     Returns:
         A dataset over the dimension `ray` with the variables group, network, checkpoint,
         parameters, protocol, split, direction, sign, radius, outcome, evaluations, reentries,
-        norm, loss (at the origin of the ray) and moved (the number of moved parameters). Its rows
-        do not depend on the order of the blocks.
+        norm, loss (at the origin of the ray) and moved (the number of moved parameters). Where a
+        block moved running variances also negative_variances, first_negative and smallest_variance
+        (of the state), which are 0, infinite and infinite along rays that moved none. Its rows do
+        not depend on the order of the blocks.
 
     Raises:
         ValueError: If a block lacks an attribute, or two blocks hold the same ray.
@@ -58,6 +71,10 @@ def merge_radii(blocks: Sequence[xr.Dataset]) -> xr.Dataset:
         )
         for name, kind in _column_types().items()
     }
+    if any(row["protocol"] == PERTURBED_PROTOCOL for row in rows):
+        for name, (kind, neutral) in _PERTURBED.items():
+            values = [row.get(name, neutral) for row in rows]
+            variables[name] = ("ray", np.array(values, dtype=kind))
     measured = [block for block in blocks if block.attrs.get("status", "measured") == "measured"]
     shared = {
         name: measured[0].attrs[name]
@@ -87,13 +104,17 @@ def _rays(block: xr.Dataset, key: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row for each direction and sign of a block."""
     flat = block.stack(ray=("direction", "sign")).transpose("ray")
     whole = {name: block.attrs[name] for name in _PER_BLOCK}
+    per_ray = list(_PER_RAY)
+    if key["protocol"] == PERTURBED_PROTOCOL:
+        whole["smallest_variance"] = block.attrs["smallest_variance"]
+        per_ray += ["negative_variances", "first_negative"]
     return [
         {
             **key,
             **whole,
             "direction": int(flat["direction"].values[ray]),
             "sign": int(flat["sign"].values[ray]),
-            **{name: flat[name].values[ray] for name in _PER_RAY},
+            **{name: flat[name].values[ray] for name in per_ray},
         }
         for ray in range(flat.sizes["ray"])
     ]

@@ -10,6 +10,8 @@ from typing import SupportsFloat
 import numpy as np
 import xarray as xr
 
+from flatminima.flatness._asides import PERTURBED
+
 # What the published table says of the top layer of the MNIST network, against its own trend.
 _PUBLISHED_EXCEPTION = {"mnist": "The published exception, a larger top-layer radius for {second},"}
 _PLACE = {"all": "over all parameters", "top": "in the top layer"}
@@ -23,12 +25,24 @@ def sentences(summary: xr.Dataset) -> list[str]:
         summary: As `summarise` fills it, with its attributes except `sentences`.
 
     Returns:
-        One to three sentences of comparison, led by the matched one, and where they apply one on
-        rays that did not cross and one on excluded networks.
+        One to three sentences of comparison, led by the matched one, and where they apply which of
+        them is at matched epochs, one on rays that did not cross, one on excluded networks, whether
+        networks interpolate in spite of augmentation, and what perturbed running statistics did.
     """
+    return [*_comparison(summary), *_interpolation(summary), *_perturbed(summary)]
+
+
+def _comparison(summary: xr.Dataset) -> list[str]:
+    """What the comparisons of the first group with the second say, and what limits them."""
     if summary.sizes["group"] < 2:
         return ["The study has one group of networks, so there is nothing to compare."]
-    said = [*_matched(summary), *_at_end(summary), *_bounds(summary), *_excluded(summary)]
+    said = [
+        *_matched(summary),
+        *_at_end(summary),
+        *_which(summary),
+        *_bounds(summary),
+        *_excluded(summary),
+    ]
     if said:
         return said
     if _comparable(summary.sel(column="as_published")):
@@ -95,6 +109,89 @@ def _at_end(summary: xr.Dataset) -> list[str]:
     ]
 
 
+def _which(summary: xr.Dataset) -> list[str]:
+    """Which comparison is at matched loss and is the primary one, and which at matched epochs."""
+    if "matched_epochs" not in summary.attrs:
+        return []
+    measured = (summary["status"].sel(column="measured_end") == 0).any("parameters")
+    epochs = summary["epochs"].where(measured)
+    ranges = [_span(epochs.sel(group=group), ".0f") for group in _groups(summary)]
+    if summary.attrs["matched_epochs"]:
+        how = f"at matched epochs ({ranges[0]} for every network)"
+    else:
+        told = zip(_groups(summary), ranges, strict=True)
+        how = f"not at matched epochs ({', '.join(f'{group} {text}' for group, text in told)})"
+    matched = summary.sel(column="measured_matched")
+    if _comparable(matched) and not (matched["not_reached"] > 0).any():
+        return [
+            "The comparison at matched train loss is the primary one; that at the end of training"
+            f" is {how} and not at matched loss."
+        ]
+    return [f"The comparison at the end of training is {how} and not at matched train loss."]
+
+
+def _interpolation(summary: xr.Dataset) -> list[str]:
+    """Whether networks trained with augmentation fit the random labels they were given."""
+    if "augment" not in summary.attrs:
+        return []
+    meanings = summary["status"].attrs["flag_meanings"].split()
+    kept = (summary["status"] != meanings.index("excluded")).all(["column", "parameters"])
+    said = []
+    for group in json.loads(summary.attrs["randomised"]):
+        own = summary.sel(group=group).isel(network=np.flatnonzero(kept.sel(group=group)))
+        total, fitted = own.sizes["network"], int(own["interpolates"].sum())
+        if not total:
+            continue
+        count = {total: f"all {total}", 0: f"none of the {total}"}
+        said.append(
+            f"Trained with augmentation ({summary.attrs['augment']}), "
+            f"{count.get(fitted, f'{fitted} of the {total}')} {group} networks interpolate their "
+            f"labels (a train accuracy of {summary.attrs['interpolation_accuracy']:g} or more at "
+            "the end of training, without augmentation): the accuracy is "
+            f"{_span(own['end_accuracy'], '.4f')}, the train loss {_span(own['end_loss'])}."
+        )
+    return said
+
+
+def _perturbed(summary: xr.Dataset) -> list[str]:
+    """Whether negative variances end walks that move running statistics, when, and how many."""
+    if PERTURBED not in summary["column"].values or "all" not in summary["parameters"].values:
+        return []
+    cells = summary.sel(parameters="all")
+    walks, means = [], []
+    for group in summary["group"].values:
+        cell, alone = (cells.sel(group=group, column=name) for name in (PERTURBED, "as_published"))
+        if not int(cell["group_n"]):
+            continue
+        walks.append(_ended(cell))
+        without = f" (weights alone: {_short(alone['group_mean'])})" if alone["group_n"] else ""
+        means.append(f"{_short(cell['group_mean'])} for {group}{without}")
+    if not walks:
+        return []
+    return [
+        "Where the walk moves the running statistics too, as the published one did, a negative"
+        f" variance ends {', and '.join(walks)}. The mean radius is then {', and '.join(means)}."
+        " This shows a fault and enters no comparison."
+    ]
+
+
+def _ended(cell: xr.Dataset) -> str:
+    """How many of a group's perturbed walks a negative variance ended, and from which radius."""
+    rays, negative = int(cell["group_rays"]), int(cell["group_ended_negative"])
+    others = int(cell["group_ended_non_finite"]) - negative
+    more = f", and {others} more ended at a loss that was not finite" if others else ""
+    whose = f"{rays} walks of the {cell['group'].item()} networks"
+    nearest = float(cell["group_first_negative"])
+    if negative:
+        least = _short(cell["group_least_negative"])
+        return f"{negative} of {whose} (the first after radius {least}{more})"
+    if np.isfinite(nearest):
+        never = f"the first variance would fall below zero at {_short(nearest)}"
+    else:
+        never = "no variance falls"
+    return f"none of the {whose} ({never}{more})"
+
+
 def _exception(cell: xr.Dataset, exception: str) -> str:
     """Whether the published exception holds at matched loss, in each normalisation."""
     words = {"second_flatter": "holds", "first_flatter": "does not hold"}
@@ -147,6 +244,8 @@ def _bounds(summary: xr.Dataset) -> list[str]:
     """Which means are lower bounds, since rays ended without a crossing."""
     parts = []
     for column in summary["column"].values:
+        if column == PERTURBED:
+            continue
         for parameters in summary["parameters"].values:
             for group in _groups(summary):
                 cell = summary.sel(column=column, parameters=parameters, group=group)
@@ -195,10 +294,16 @@ def _losses(column: xr.Dataset) -> str:
     losses = column["train_loss"].isel(parameters=0)
     ranges = []
     for group in _groups(column):
-        values = losses.sel(group=group).dropna("network")
-        low, high = (_short(values.reduce(bound)) for bound in (np.min, np.max))
-        ranges.append(low if low == high else f"{low} to {high}")
+        ranges.append(_span(losses.sel(group=group)))
     return " against ".join(ranges)
+
+
+def _span(values: xr.DataArray, digits: str = "") -> str:
+    """The least and the largest of the networks' values, or the one that all have."""
+    known = values.dropna("network")
+    ends = [float(known.reduce(bound)) for bound in (np.min, np.max)]
+    low, high = (format(end, digits) if digits else _short(end) for end in ends)
+    return low if low == high else f"{low} to {high}"
 
 
 def _sizes(column: xr.Dataset) -> str:

@@ -14,7 +14,13 @@ import xarray as xr
 from jaxtyping import Bool, Float64
 from scipy import stats
 
-from flatminima.flatness.rays import OUTCOMES, describe, flags, merge_radii
+from flatminima.flatness._asides import (
+    PERTURBED,
+    add_epochs,
+    add_interpolation,
+    add_perturbed,
+)
+from flatminima.flatness.rays import OUTCOMES, PERTURBED_PROTOCOL, describe, flags, merge_radii
 from flatminima.flatness.sentences import sentences
 
 __all__ = ["merge_radii", "summarise", "welch"]
@@ -25,6 +31,9 @@ COLUMNS = {
     "measured_matched": ("matched", "crossing"),
 }
 """The checkpoint and the protocol behind each column of the table; they are never mixed."""
+
+# A column that only a study with this protocol has: it shows a fault and enters no comparison.
+_ASIDE = {PERTURBED: ("end", PERTURBED_PROTOCOL)}
 
 SCALES = ("absolute", "relative")
 STATUSES = ("measured", "not_reached", "excluded", "not_measured")
@@ -49,8 +58,9 @@ def summarise(
 
     Args:
         settings: The study's settings as plain mappings in the form of the study file; read are
-            `name`, `data` (dataset, split), `groups` (name), `training` (match_loss), `radius`
-            (threshold, parameters, protocols), `summary` (exclude) and `report` (published).
+            `name`, `data` (dataset, split), `groups` (name, noise), `training` (match_loss,
+            augment), `radius` (threshold, parameters, protocols), `summary` (exclude) and `report`
+            (published).
         networks: The training history of every network, as in `Minimum.history`, with the
             attributes `group` and `network` (its seed) beside `outcome` and `matched_epoch`.
         radii: What `merge_radii` returned. A network is left out if its outcome is one that
@@ -64,6 +74,13 @@ def summarise(
         the smaller mean is not a mere lower bound; it is "unmatched" where a network never reached
         the loss at which the groups were to be compared. `sentences` (a JSON list) puts the result
         into words; `match_loss` is absent where no loss was named to compare at.
+
+        A study with the protocol "stepwise_perturb" has a further column `as_published_perturbed`,
+        for all parameters only, without contrasts and verdicts, and variables that say how its
+        walks ended (see `add_perturbed`). Where networks are compared at the end of training,
+        `epochs` and the attribute `matched_epochs` say whether after equally many epochs (see
+        `add_epochs`); where they were trained with augmentation, `interpolates` whether they fit
+        their labels nevertheless (see `add_interpolation`).
 
     Raises:
         ValueError: If the history or the radii of a network are missing, or histories repeat.
@@ -86,6 +103,9 @@ def summarise(
         "excluded": json.dumps(_left_out(summary, histories)),
         "published": str(settings["report"].get("published", "")),
     }
+    add_perturbed(summary, radii)
+    add_epochs(summary, histories)
+    add_interpolation(summary, settings, histories)
     summary.attrs["sentences"] = json.dumps(sentences(summary), ensure_ascii=False)
     return summary
 
@@ -136,8 +156,10 @@ def _by_network(
 
 def _empty(settings: Mapping[str, Any], seeds: Sequence[int]) -> xr.Dataset:
     """The summary with its coordinates, nothing measured yet."""
+    protocols = settings["radius"]["protocols"]
+    aside = [name for name, (_, protocol) in _ASIDE.items() if protocol in protocols]
     coordinates: dict[str, list[Any]] = {
-        "column": list(COLUMNS),
+        "column": [*COLUMNS, *aside],
         "parameters": [str(name) for name in settings["radius"]["parameters"]],
         "group": [str(group["name"]) for group in settings["groups"]],
         "network": list(seeds),
@@ -180,7 +202,7 @@ def _fill_network(
     radii: xr.Dataset,
 ) -> None:
     """Write the statistics of one network in one column, or why there are none."""
-    checkpoint, protocol = COLUMNS[column]
+    checkpoint, protocol = (COLUMNS | _ASIDE)[column]
     epoch = -1 if checkpoint == "end" else int(history.attrs["matched_epoch"])
     wanted = protocol in settings["radius"]["protocols"] and (
         checkpoint == "end" or settings["training"]["match_loss"] is not None
@@ -195,7 +217,7 @@ def _fill_network(
             "protocol": protocol,
             "split": _split(settings),
         }
-        if not wanted:
+        if not wanted or (column in _ASIDE and parameters != "all"):
             status = "not_measured"
         elif str(history.attrs["outcome"]) in settings["summary"]["exclude"]:
             status = "excluded"
@@ -292,6 +314,8 @@ def _fill_contrasts(summary: xr.Dataset) -> None:
         return
     groups = summary["group"].values[:2]
     for at in _cells(summary, "column", "parameters", "scale"):
+        if at["column"] in _ASIDE:
+            continue
         column = {name: at[name] for name in ("column", "parameters")}
         cells = [{**column, "group": group} for group in groups]
         if any(int(summary["not_reached"].loc[cell]) > 0 for cell in cells):

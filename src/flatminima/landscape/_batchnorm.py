@@ -4,7 +4,8 @@
 each layer's inputs over a fixed clean subset, while the layers normalise by the statistics of full
 batches of a fixed size. `interpolate`: the anchors' statistics combined like their weights, which
 is what the published figures did; variances can turn negative there. `batch`: each batch of the
-evaluation normalises by its own statistics. A network without BatchNorm has the policy `none`.
+evaluation normalises by its own statistics. A network without BatchNorm has the policy `none`, and
+layers that store no statistics (`track_running_stats=False`) use each batch's own under any policy.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float64
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from flatminima.landscape._reference import run
@@ -43,9 +44,13 @@ def batchnorm_layers(network: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def resolve(policy: str, network: nn.Module, anchors: int) -> str:
-    """The policy meant by `auto`: recompute where minima are combined, keep around one state."""
+    """The policy meant by `auto`: recompute where minima are combined, keep around one state.
+
+    Layers that store nothing normalise by the batch whatever the policy; a network that has no
+    others has the policy `batch`.
+    """
     if not batchnorm_layers(network):
-        return "none"
+        return "batch" if any(isinstance(m, _BatchNorm) for m in network.modules()) else "none"
     if policy == "auto":
         return "recompute" if anchors >= 2 else "keep"
     return policy
@@ -53,19 +58,36 @@ def resolve(policy: str, network: nn.Module, anchors: int) -> str:
 
 @contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Within, BatchNorm layers normalise by their batch; everything else stays in evaluation."""
-    layers = batchnorm_layers(network).values()
-    eps = [layer.eps for layer in layers]
-    for layer in layers:
-        layer.training = True
+    """Within, BatchNorm layers normalise by their batch; everything else stays in evaluation.
+
+    A layer's running statistics are then those of its last call alone (momentum 1).
+
+    Raises:
+        ValueError: On entry for layers that would reach for other processes; within, for a batch
+            with one value per channel, which has no variance.
+    """
+    layers = batchnorm_layers(network)
+    for name, layer in layers.items():
+        if isinstance(layer, nn.SyncBatchNorm) and _in_process_group():
+            raise ValueError(
+                f"expected BatchNorm layers that stay in one process, got SyncBatchNorm {name!r}"
+                " within a process group; use nn.BatchNorm2d, or batchnorm='keep'"
+            )
+    names = ("training", "eps", "momentum", "track_running_stats")
+    own = [(layer, name, getattr(layer, name)) for layer in layers.values() for name in names]
+    handles = [layer.register_forward_pre_hook(_check_batch) for layer in layers.values()]
+    for layer in layers.values():
+        layer.training = layer.track_running_stats = True
+        layer.momentum = 1.0
         # torch refuses eps = 0 in training; the smallest number has the same effect.
         layer.eps = layer.eps or torch.finfo(torch.float64).tiny
     try:
         yield
     finally:
-        for layer, own in zip(layers, eps, strict=True):
-            layer.training = False
-            layer.eps = own
+        for handle in handles:
+            handle.remove()
+        for layer, name, value in own:
+            setattr(layer, name, value)
 
 
 def recomputed(
@@ -77,12 +99,17 @@ def recomputed(
     """The buffers with every BatchNorm layer's statistics pooled over `batches`.
 
     The variance is that of the pool (not the mean of the batches' variances) and biased, as
-    normalisation uses it. Sums are in float64.
+    normalisation uses it. Each batch's moments are those that the layer normalises it by; they are
+    combined in float64.
     """
     layers = batchnorm_layers(network)
-    pools: dict[str, _Pool] = {name: _Pool() for name in layers}
-    handles = [layer.register_forward_pre_hook(pools[name].add) for name, layer in layers.items()]
+    pools = {name: _Pool() for name in layers}
+    handles = [layer.register_forward_hook(pools[name].add) for name, layer in layers.items()]
     scratch = {name: value.clone() for name, value in buffers.items()}
+    for name in layers:
+        for key in ("running_mean", "running_var"):
+            # A layer weighs what it held by zero, which would keep an infinity.
+            scratch[_joined(name, key)].zero_()
     try:
         with batch_statistics(network):
             for inputs, _targets in batches:
@@ -92,11 +119,29 @@ def recomputed(
             handle.remove()
     result = dict(buffers)
     for name, pool in pools.items():
-        for key, value in zip(("running_mean", "running_var"), pool.moments(), strict=True):
-            full = f"{name}.{key}" if name else key
-            if value is not None:
+        if pool.count:  # else the layer was never called
+            for key, value in (("running_mean", pool.mean), ("running_var", pool.variance)):
+                full = _joined(name, key)
                 result[full] = value.to(buffers[full].dtype)
     return result
+
+
+def _joined(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key
+
+
+def _in_process_group() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _check_batch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """Refuse a batch whose variance does not exist; a forward pre-hook."""
+    if args and args[0].numel() == args[0].shape[1]:
+        raise ValueError(
+            f"expected two values per channel or more in every batch that {type(module).__name__}"
+            f" normalises, got one example of shape {tuple(args[0].shape[1:])}; choose another"
+            " batch_size or recompute_batch"
+        )
 
 
 def interpolation(
@@ -134,24 +179,45 @@ def _weighted(name: str, like: Tensor, weights: np.ndarray, anchors: tuple[Minim
 
 
 class _Pool:
-    """Sums of a layer's inputs per channel, over all batches."""
+    """Mean and variance of a layer's inputs per channel, over all its calls."""
 
     def __init__(self) -> None:
-        self._count = 0
-        self._total: Tensor | None = None
-        self._squares: Tensor | None = None
+        self.count = 0
+        self.mean = self._squares = torch.zeros((), dtype=torch.float64)
 
-    def add(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Add one batch `[N, C, ...]`; a forward pre-hook."""
-        values = args[0].double().transpose(0, 1).flatten(1)
-        total, squares = values.sum(1), values.square().sum(1)
-        self._count += values.shape[1]
-        self._total = total if self._total is None else self._total + total
-        self._squares = squares if self._squares is None else self._squares + squares
+    @property
+    def variance(self) -> Tensor:
+        """The biased variance."""
+        return self._squares / self.count
 
-    def moments(self) -> tuple[Tensor | None, Tensor | None]:
-        """Mean and biased variance; `None` for a layer that was never called."""
-        if self._total is None or self._squares is None:
-            return None, None
-        mean = self._total / self._count
-        return mean, (self._squares / self._count - mean**2).clamp_min(0.0)
+    def add(self, layer: nn.Module, args: tuple[Tensor, ...], _output: Any) -> None:
+        """Add one batch `[N, C, ...]` that the layer has just normalised; a forward hook.
+
+        Two sets of values are combined as Chan, Golub and LeVeque (1983) do, which loses no digits
+        where the mean is large.
+        """
+        assert isinstance(layer, _BatchNorm)
+        more = args[0].numel() // args[0].shape[1]
+        mean, variance = _moments(layer, args[0], more)
+        total = self.count + more
+        step = mean - self.mean.to(mean.device)
+        spread = variance * more + step.square() * (self.count * more / total)
+        self._squares = self._squares.to(mean.device) + spread
+        self.mean = self.mean.to(mean.device) + step * (more / total)
+        self.count = total
+
+
+def _moments(layer: _BatchNorm, values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel of one batch, in float64.
+
+    Those that the layer has found itself, where it is torch's own: another pass over the
+    activations would cost up to half as much again as the network.
+    """
+    if type(layer).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+        variance, mean = torch.var_mean(values.double().transpose(0, 1).flatten(1), 1, correction=0)
+        return mean, variance
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    # A layer stores the unbiased variance.
+    unbiased = layer.running_var.double()
+    return layer.running_mean.to(torch.float64, copy=True), unbiased * ((count - 1) / count)

@@ -72,7 +72,8 @@ class Landscape:
         recompute_batch: In batches of how many.
 
     Raises:
-        ValueError: For an unknown loss, policy or precision, a count below 1, or an empty dataset.
+        ValueError: For an unknown loss, policy or precision, a count below 1, an empty dataset, or
+            lazy layers that have not seen data yet.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Landscape:
         recompute_batch: int = 100,
     ) -> None:
         _batchnorm.check_policy(batchnorm)
+        _layers.check_initialised(model)
         if precision != "exact":
             raise ValueError(f"expected precision 'exact', got {precision!r}; no other is known")
         if len(dataset) == 0:

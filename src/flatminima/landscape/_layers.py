@@ -50,6 +50,16 @@ def is_affine(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | _ConvNd) and not isinstance(module, LazyModuleMixin)
 
 
+def check_initialised(network: nn.Module) -> None:
+    """Raise `ValueError` for lazy layers that have not seen data yet."""
+    for name, module in network.named_modules():
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+            raise ValueError(
+                f"expected a network with its weights in place, got the uninitialised"
+                f" {type(module).__name__} {name!r}; pass one batch through the network first"
+            )
+
+
 def shared_with(network: nn.Module, name: str) -> str | None:
     """The first other module that holds a parameter of module `name`, if any."""
     own = {id(value) for value in network.get_submodule(name).parameters(recurse=False)}

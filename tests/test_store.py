@@ -99,6 +99,44 @@ def test_verify_counts_files_and_names_strangers_and_broken_records(store: Store
         store.record("tile", DIGEST)
 
 
+def test_discarded_results_leave_their_record(store: Store) -> None:
+    store.write("train", DIGEST, {"a": b"1"}, settings={"x": 1}, provenance={"seconds": 2.0})
+    store.discard("train", DIGEST)
+    assert not store.done("train", DIGEST)
+    assert list(store.records()) == []
+    assert [record["provenance"] for record in store.records(discarded=True)] == [{"seconds": 2.0}]
+    assert store.verify() == (0, [])
+    store.discard("train", DIGEST)
+    store.write("train", DIGEST, {"a": b"1"}, settings={"x": 1})
+    assert store.read("train", DIGEST) == {"a": b"1"}
+
+
+def test_a_kill_between_record_and_payload_is_mended_by_discarding_again(store: Store) -> None:
+    store.write("train", DIGEST, {"a": b"1"}, settings={})
+    folder = store.folder("train", DIGEST)
+    (folder / "run.json").rename(folder / "discarded.json")
+    assert not store.done("train", DIGEST)
+    store.discard("train", DIGEST)
+    assert not (folder / "payload").exists()
+    assert store.verify() == (0, [])
+
+
+def test_files_that_are_left_out_stay_on_record(store: Store) -> None:
+    artifact = {"a.safetensors": b"1", "b/c.safetensors": b"2", "d": b"3"}
+    store.write("network", DIGEST, artifact, settings={})
+    digests = store.record("network", DIGEST)["payload"]
+    assert store.leave_out("network", DIGEST, ".safetensors") == [
+        "a.safetensors",
+        "b/c.safetensors",
+    ]
+    assert store.leave_out("network", DIGEST, ".safetensors") == []
+    record = store.record("network", DIGEST)
+    assert record["payload"] == {"d": digests["d"]}
+    assert record["left_out"] == {name: digests[name] for name in digests if name != "d"}
+    assert store.read("network", DIGEST) == {"d": b"3"}
+    assert store.verify() == (1, [])
+
+
 def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text(json.dumps({"format": store_module.FORMAT + 1}))
     with pytest.raises(StoreError, match="install a newer flatminima"):

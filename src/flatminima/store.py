@@ -6,6 +6,7 @@ result: equal artifacts are equal bytes. Layout of a store at `ROOT`::
     store.json                           {"format": 1}
     jobs/<kind>-<digest[:20]>/payload/   the artifact
                              /run.json   written last: settings, payload digests, provenance
+    jobs/<kind>-.../discarded.json       in place of both, for a step that nothing needs any more
     studies/<name>/manifest.json         resolved settings and the list of jobs
     reports/<name>/                      figures and pages
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 Artifact: TypeAlias = Mapping[str, bytes]
 
 FORMAT = 1
+_DISCARDED = "discarded.json"
 _SHORT = 20  # hex digits of a digest in a folder's name: 80 bits, no clash in any store
 
 
@@ -208,10 +210,44 @@ class Store:
             )
         return _read_json(path)
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """The records of all finished jobs, ordered by the names of their folders."""
-        for path in sorted((self.root / "jobs").glob("*/run.json")):
-            yield _read_json(path)
+    def records(self, *, discarded: bool = False) -> Iterator[dict[str, Any]]:
+        """The records of all finished jobs, ordered by the names of their folders.
+
+        Args:
+            discarded: Also those whose results were discarded.
+        """
+        names = ("run.json", _DISCARDED) if discarded else ("run.json",)
+        for folder in sorted((self.root / "jobs").glob("*")):
+            path = next((folder / name for name in names if (folder / name).exists()), None)
+            if path is not None:
+                yield _read_json(path)
+
+    def discard(self, kind: str, digest: str) -> None:
+        """Delete a finished job's results; its record stays, to say when and where it ran.
+
+        The job then counts as not done.
+        """
+        folder = self.folder(kind, digest)
+        if self.done(kind, digest):
+            (folder / "run.json").replace(folder / _DISCARDED)
+        shutil.rmtree(folder / "payload", ignore_errors=True)
+
+    def leave_out(self, kind: str, digest: str, ending: str) -> list[str]:
+        """Delete those files of a finished job whose names end so; their digests stay on record.
+
+        Returns:
+            The names of the files.
+        """
+        record = self.record(kind, digest)
+        names = [name for name in record["payload"] if name.endswith(ending)]
+        if names:
+            gone = {name: record["payload"].pop(name) for name in names}
+            record["left_out"] = {**record.get("left_out", {}), **gone}
+            folder = self.folder(kind, digest)
+            _write_text(folder / "run.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+            for name in names:
+                (folder / "payload" / name).unlink(missing_ok=True)
+        return names
 
     def read(self, kind: str, digest: str, *, under: Iterable[str] = ("",)) -> dict[str, bytes]:
         """A finished job's artifact, or those of its files that begin with one of `under`.
@@ -295,6 +331,8 @@ class Store:
         count, faults = 0, []
         for folder in sorted((self.root / "jobs").glob("*")):
             name = folder.relative_to(self.root)
+            if (folder / _DISCARDED).exists() and not (folder / "payload").exists():
+                continue
             try:
                 record = _read_json(folder / "run.json")
             except (StoreError, OSError):

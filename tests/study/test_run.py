@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,7 +137,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     command = [sys.executable, "-c", _CUT, json.dumps(smallest()), str(out), str(after)]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     cut = Store(out)
-    kept = {record["digest"] for record in cut.records()}
+    kept = {record["digest"] for record in cut.records(discarded=True)}
     assert len(kept) == after
     began: list[str] = []
     run_study(
@@ -165,6 +166,50 @@ def test_results_do_not_need_the_steps_that_led_to_them(
     assert copy_results(finished, "smallest", copy.root) == copied
 
 
+def test_segments_go_once_their_network_is_stored(
+    finished: Store, smallest: Make, tmp_path: Path
+) -> None:
+    records = {True: list(finished.records(discarded=True)), False: list(finished.records())}
+    train = {
+        known: [record for record in found if record["kind"] == "train"]
+        for known, found in records.items()
+    }
+    assert (len(train[True]), train[False]) == (12, [])
+    for record in train[True]:
+        assert record["provenance"]["seconds"] > 0
+        assert not (finished.folder("train", record["digest"]) / "payload").exists()
+    assert finished.verify()[1] == []
+    # A network that is lost is trained anew, and comes out the same.
+    shutil.copytree(finished.root, tmp_path / "copy")
+    copy = Store(tmp_path / "copy")
+    lost = next(record for record in copy.records() if record["kind"] == "network")
+    before = copy.read("network", lost["digest"])
+    shutil.rmtree(copy.folder("network", lost["digest"]))
+    run_study(smallest(), out=copy.root)
+    assert copy.read("network", lost["digest"]) == before
+    assert _artifacts(copy) == _artifacts(finished)
+
+
+def test_a_copy_without_weights_keeps_their_digests(
+    finished: Store, smallest: Make, tmp_path: Path
+) -> None:
+    copied = copy_results(finished, "smallest", tmp_path / "copy", weights=False)
+    copy = Store(tmp_path / "copy")
+    assert copied == 6 + 2 + 1
+    assert not list(copy.root.rglob("*.safetensors"))
+    assert copy.verify()[1] == []
+    assert missing_results(copy) == []
+    for record in copy.records():
+        if record["kind"] == "network":
+            whole = finished.record("network", record["digest"])["payload"]
+            assert record["payload"] | record["left_out"] == whole
+            assert "last.safetensors" in record["left_out"]
+    checks = list(check_results(copy))
+    assert len(checks) == 6 + 1
+    assert all(agrees and "published without" in line for line, agrees in checks)
+    assert copy_results(finished, "smallest", copy.root, weights=False) == copied
+
+
 def test_recomputing_finds_weights_that_are_not_those_of_the_history(
     finished: Store, tmp_path: Path
 ) -> None:
@@ -187,7 +232,7 @@ def test_recomputing_finds_weights_that_are_not_those_of_the_history(
 
 def test_only_some_parts(smallest: Make, tmp_path: Path) -> None:
     store = run_study(smallest(), out=tmp_path / "runs", only=["training"])
-    assert {record["kind"] for record in store.records()} == {"train", "network"}
+    assert {record["kind"] for record in store.records()} == {"network"}
     assert missing_results(store)
     with pytest.raises(StudyError, match="expected parts among training, surfaces, radii"):
         make_plan(smallest(), out=tmp_path / "runs", only=["trianing"])
@@ -256,7 +301,7 @@ def test_bad_settings_of_a_job_fail_it_and_keep_the_rest(
         run_study(smallest(radius=FEW_RADII), out=tmp_path / "runs")
     assert caught.value.bad_input
     kinds = {record["kind"] for record in Store(tmp_path / "runs").records()}
-    assert kinds == {"train", "network", "tile", "surface"}
+    assert kinds == {"network", "tile", "surface"}
 
 
 def test_the_global_state_is_as_before(smallest: Make, tmp_path: Path) -> None:

@@ -166,9 +166,12 @@ def publish(
     study: StudyFile,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the copy goes.")],
     out: Out = Path("runs"),
+    weights: Annotated[
+        bool, typer.Option(help="Copy the networks' weights, or only their digests.")
+    ] = True,
 ) -> None:
     """Copy a finished study's results and report into a small store of their own."""
-    _run.publish(study, folder, out=out)
+    _run.publish(study, folder, out=out, weights=weights)
 
 
 @app.command()

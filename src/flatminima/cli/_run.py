@@ -62,7 +62,7 @@ def _compute(plan: Plan, executor: str, workers: int) -> None:
         return
     from flatminima.cli._progress import make_display
 
-    scale = corrections(plan.jobs, plan.store.records())
+    scale = corrections(plan.jobs, plan.store.records(discarded=True))
     for line in announcement(plan, workers, scale):
         print(line, flush=True)
     with make_display(plan.todo, scale) as display:
@@ -198,7 +198,7 @@ def verify(folder: Path, *, recompute: bool, seed: int) -> None:
         print(f"{folder}: everything that was recomputed agrees")
 
 
-def publish(study: str, folder: Path, *, out: Path) -> None:
+def publish(study: str, folder: Path, *, out: Path, weights: bool) -> None:
     """`flatminima publish`."""
     from flatminima.study.check import copy_results
 
@@ -208,5 +208,5 @@ def publish(study: str, folder: Path, *, out: Path) -> None:
             f"expected {plan.study.name} to be finished in {out}, got {len(plan.todo)} jobs left;"
             " run it first"
         )
-    count = copy_results(plan.store, plan.study.name, folder)
+    count = copy_results(plan.store, plan.study.name, folder, weights=weights)
     print(f"{plan.study.name}: {count} results are in {folder}")

@@ -29,11 +29,17 @@ def missing_results(store: Store) -> list[str]:
     return lines
 
 
-def copy_results(store: Store, study: str, folder: Path) -> int:
+def copy_results(store: Store, study: str, folder: Path, *, weights: bool = True) -> int:
     """Copy a study's results, manifest and report into a store of their own; returns how many.
 
     Segments, tiles and blocks of radii, which are steps on the way, stay behind; what they took and
     where they ran is summed up in the manifest.
+
+    Args:
+        store: Where the results are.
+        study: Its name.
+        folder: Where the copy goes.
+        weights: Copy the networks' weights too; without them their digests stay on record.
 
     Raises:
         StoreError: The folder holds something else.
@@ -47,6 +53,8 @@ def copy_results(store: Store, study: str, folder: Path) -> int:
         target = copy.folder(job["kind"], job["digest"])
         if not copy.done(job["kind"], job["digest"]):
             _copy_folder(store.folder(job["kind"], job["digest"]), target)
+        if not weights:
+            copy.leave_out(job["kind"], job["digest"], ".safetensors")
     report = store.report_folder(study)
     if report.is_dir():
         shutil.rmtree(copy.report_folder(study), ignore_errors=True)
@@ -58,10 +66,11 @@ def copy_results(store: Store, study: str, folder: Path) -> int:
 def _work(store: Store, jobs: list[dict[str, Any]]) -> dict[str, Any]:
     """By kind: the number of jobs, their seconds, and the commits and processors they ran on."""
     work: dict[str, Any] = {}
+    records = {record["digest"]: record for record in store.records(discarded=True)}
     for job in jobs:
-        if not store.done(job["kind"], job["digest"]):
+        if job["digest"] not in records:
             continue
-        about = store.record(job["kind"], job["digest"])["provenance"]
+        about = records[job["digest"]]["provenance"]
         entry = work.setdefault(
             job["kind"], {"jobs": 0, "seconds": 0.0, "commits": [], "processors": []}
         )
@@ -113,6 +122,8 @@ def _check_network(store: Store, record: Mapping[str, Any]) -> tuple[str, bool]:
     who = f"{settings['group']}/{settings['network']}"
     if history.attrs["outcome"] == "diverged":
         return f"{who}: diverged, nothing to recompute", True
+    if "last.safetensors" in record.get("left_out", {}):
+        return f"{who}: published without its weights, nothing to recompute", True
     landscape = make_landscape(_for_landscape(settings), "train")
     worst, words = 0.0, []
     for name, epoch in (("last", -1), ("matched", int(history.attrs["matched_epoch"]))):
@@ -146,6 +157,8 @@ def _check_surface(store: Store, record: Mapping[str, Any], seed: int) -> tuple[
         if store.done("network", digest)
     ]
     who = f"{settings['group']} {settings['split']} surface at {settings['checkpoint']}"
+    if not all(any(name.endswith(".safetensors") for name in files) for files in networks):
+        return f"{who}: published without the weights, nothing to recompute", True
     try:
         made = make_plane(settings, networks)
     except ValueError as error:

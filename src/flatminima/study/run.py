@@ -9,7 +9,7 @@ from typing import Any
 from flatminima.data.sources import fetch
 from flatminima.store import Store
 from flatminima.study.config import Study, StudyError, load_study, parse_study
-from flatminima.study.executors import Listener, execute, open_executor
+from flatminima.study.executors import Event, Listener, execute, open_executor
 from flatminima.study.job import Job
 from flatminima.study.plan import PARTS, RESULTS, needed, plan_study, resolve
 from flatminima.study.provenance import provenance
@@ -112,10 +112,18 @@ def run_plan(
         OSError: Nothing more can be written.
     """
     remember(plan)
+    discard_steps(plan)
     if not plan.todo:
         return
     fetch(plan.study.data.dataset)  # once, before several workers ask for it
     count = 1 if executor == "serial" else min(workers or default_workers(), len(plan.todo))
+
+    def tell(event: Event, job: Job, seconds: float) -> None:
+        if event == "finished" and job.kind == "network":
+            discard_steps(plan)
+        if listener is not None:
+            listener(event, job, seconds)
+
     with open_executor(executor, count) as pool:
         execute(
             plan.todo,
@@ -123,8 +131,27 @@ def run_plan(
             pool,
             workers=count,
             provenance=provenance(),
-            listener=listener,
+            listener=tell,
         )
+
+
+def discard_steps(plan: Plan) -> None:
+    """Delete the segments of training that no unfinished job of the plan reads.
+
+    A segment holds a whole network and its optimiser; once the network is stored, nobody asks for
+    them again. Records of when and where they ran are kept.
+    """
+    store = plan.store
+    needed_by: dict[str, list[Job]] = {}
+    for job in plan.jobs:
+        for digest in job.dependencies:
+            needed_by.setdefault(digest, []).append(job)
+    for job in plan.jobs:
+        if job.kind != "train" or not store.folder(job.kind, job.digest).exists():
+            continue
+        networks = [user for user in needed_by.get(job.digest, ()) if user.kind == "network"]
+        if networks and all(store.done(user.kind, user.digest) for user in networks):
+            store.discard(job.kind, job.digest)
 
 
 def remember(plan: Plan) -> None:

@@ -1,5 +1,7 @@
 """Every way of computing a loss gives the answer of the definition."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 import flatminima as fm
 import naive
 from cases import ImageNet, Tied, TwoInputs, images, perceptron, points, seeded, states
-from flatminima.landscape import _affine
+from flatminima.landscape import _affine, _layers
 from flatminima.subspace import Subspace
 
 
@@ -207,3 +209,71 @@ def test_inputs_by_keyword_and_by_position():
     with torch.no_grad():
         want = nn.functional.cross_entropy(network(left, right), targets)
     np.testing.assert_allclose(named.loss_at(network).loss[0], float(want), rtol=1e-12)
+
+
+class Viewing(nn.Module):
+    """Reads its activations in the order in which they usually lie in memory."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+        self.how = how
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x)))
+        if self.how == "view":
+            x = x.view(len(x), -1)
+        if self.how == "strides":
+            x = x.as_strided((len(x), 48), (48, 1))
+        return x.flatten(1)[:, :4]
+
+
+def colours(dtype):
+    """Images of three channels; with one, both layouts are the same."""
+    data = images()
+    factors = torch.tensor([1.0, -2.0, 0.5], dtype=dtype)[:, None, None]
+    return fm.Dataset(data.inputs.to(dtype) * factors, data.targets)
+
+
+@pytest.mark.parametrize(("how", "taken"), [("", True), ("view", False), ("strides", False)])
+@pytest.mark.parametrize("policy", ["keep", "recompute", "batch"])
+def test_the_layout_of_images_changes_no_loss(monkeypatch, how, taken, policy):
+    data = colours(torch.float32)
+    build = lambda s: seeded(Viewing(how), s)  # noqa: E731
+    plane = Subspace.through(*states(build, 3))
+    coordinates = np.random.default_rng(0).normal(size=(5, 2))
+    quick = fm.Landscape(build(0), data, batchnorm=policy)
+    assert quick._channels_last == taken
+    found = quick.losses(plane, coordinates)
+    monkeypatch.setattr(_layers, "takes_channels_last", lambda _network, _inputs: False)
+    plain = fm.Landscape(build(0), data, batchnorm=policy)
+    want = plain.losses(plane, coordinates)
+    np.testing.assert_allclose(found.loss, want.loss, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(found.metrics["accuracy"], want.metrics["accuracy"])
+    assert found.path == want.path
+
+
+@pytest.mark.parametrize("policy", ["keep", "recompute"])
+def test_a_slim_vgg16_agrees_with_itself_in_float64(policy):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(12, 3, 32, 32, generator=generator)
+    data = fm.Dataset(inputs, torch.arange(12) % 10)
+    exact = fm.Dataset(inputs.double(), data.targets)
+    minima = []
+    for seed in range(3):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            minima.append(fm.build_model("vgg16", width=0.125))
+    plane = Subspace.through(*minima)
+    coordinates = 0.3 * plane.anchor_coordinates
+    quick = fm.Landscape(minima[0], data, batchnorm=policy)
+    assert quick._channels_last
+    found = quick.losses(plane, coordinates)
+    double = copy.deepcopy(minima[0]).double()
+    want = fm.Landscape(double, exact, batchnorm=policy).losses(plane, coordinates)
+    np.testing.assert_allclose(found.loss, want.loss, rtol=1e-6, atol=1e-6)
+
+
+def test_only_convolutions_in_float32_are_laid_out_anew():
+    assert not fm.Landscape(Viewing("").double(), colours(torch.float64))._channels_last
+    assert not fm.Landscape(perceptron(dtype=torch.float32), points())._channels_last

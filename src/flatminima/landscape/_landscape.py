@@ -18,7 +18,7 @@ from flatminima.landscape._affine import evaluate_leading, evaluate_top
 from flatminima.landscape._losses import Losses, Meter, PerSample, per_sample_loss
 from flatminima.landscape._proof import AGREEMENT, disagreement
 from flatminima.landscape._reference import evaluate
-from flatminima.landscape._world import as_dtype, quiet
+from flatminima.landscape._world import as_dtype, channels_last, quiet
 from flatminima.minimum import Minimum, State, as_minimum, split_state
 from flatminima.subspace import Subspace, choose, norm
 from flatminima.types import Buffers, Coordinates, Parameters
@@ -110,6 +110,11 @@ class Landscape:
         if any(value.dtype in _HALF for value in self._network.parameters()):
             self._network.float()
         self._trainable = tuple(n for n, p in model.named_parameters() if p.requires_grad)
+        self._channels_last = False
+        with quiet(self.device):
+            self._channels_last = _layers.takes_channels_last(
+                self._network, self._batch(slice(0, 2))[0]
+            )
         self.batch_size = min(batch_size or self._cache_sized_batch(), len(dataset))
         wanted = min(recompute_samples, len(dataset))
         self.recompute_batch = min(recompute_batch, wanted)
@@ -361,7 +366,9 @@ class Landscape:
     def _batch(self, rows: slice | Tensor) -> tuple[Any, Any]:
         inputs, targets = self.dataset.batch(rows)
         first = next(self._network.parameters(), None)
-        return (inputs if first is None else as_dtype(inputs, first.dtype)), targets
+        if first is not None:
+            inputs = as_dtype(inputs, first.dtype)
+        return (channels_last(inputs) if self._channels_last else inputs), targets
 
     def _batches(self) -> Iterator[tuple[Any, Any]]:
         for start in range(0, len(self.dataset), self.batch_size):

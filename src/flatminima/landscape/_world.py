@@ -37,3 +37,18 @@ def as_dtype(inputs: Any, dtype: torch.dtype) -> Any:
     if isinstance(inputs, Tensor) and inputs.is_floating_point():
         return inputs.to(dtype)
     return inputs
+
+
+def channels_last(inputs: Any) -> Any:
+    """Nested inputs with images laid out channel by channel within each pixel; values as they are.
+
+    Convolutions on a CPU keep this layout through the network, where each would otherwise rearrange
+    what it is given and what it returns.
+    """
+    if isinstance(inputs, dict):
+        return {name: channels_last(value) for name, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(channels_last(value) for value in inputs)
+    if isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.is_floating_point():
+        return inputs.contiguous(memory_format=torch.channels_last)
+    return inputs

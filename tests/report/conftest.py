@@ -37,6 +37,9 @@ class SyntheticStudy:
     censored: bool = True
     quick: bool = True
     resolution: int = 16
+    dataset: str = "mnist"
+    policies: tuple[str, ...] = ()
+    perturbed: bool = False
     job_count: int = field(default=0, init=False)
 
 
@@ -44,7 +47,7 @@ def _settings(study: SyntheticStudy) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "name": study.name,
         "title": study.title,
-        "data": {"dataset": "mnist", "limit": 10_000, "seed": 0, "split": ["train"]},
+        "data": {"dataset": study.dataset, "limit": 10_000, "seed": 0, "split": ["train"]},
         "groups": [
             {"name": "natural", "noise": 0.0, "noise_seed": 0, "scheme": "replace"},
             {"name": "random", "noise": 0.5, "noise_seed": 0, "scheme": "replace", "epochs": 40},
@@ -65,11 +68,11 @@ def _settings(study: SyntheticStudy) -> dict[str, Any]:
             "threshold": 0.05,
             "tolerance": 1e-3,
             "parameters": ["all", "top"],
-            "protocols": ["crossing", "stepwise"],
+            "protocols": ["crossing", "stepwise", *["stepwise_perturb"] * study.perturbed],
         },
         "summary": {"exclude": ["diverged", "chance"]},
         "run": {"threads": 1, "batch_size": 500, "precision": "exact", "device": "cpu"},
-        "report": {"clip": 3.5, "published": "mnist", "quick": study.quick},
+        "report": {"clip": 3.5, "published": study.dataset, "quick": study.quick},
     }
     if study.surfaces:
         settings["surface"] = {
@@ -78,7 +81,10 @@ def _settings(study: SyntheticStudy) -> dict[str, Any]:
             "extent": [-0.4, 1.3],
             "checkpoint": "end",
             "batchnorm": "auto",
+            "beside": [{"batchnorm": policy} for policy in study.policies],
         }
+    if study.dataset == "cifar10":
+        settings["model"] = {"name": "vgg16", "settings": {"width": 0.5}}
     return settings
 
 
@@ -107,7 +113,10 @@ def history(group: str, network: int) -> xr.Dataset:
     )
 
 
-def surface(group: str, resolution: int, holes: bool) -> xr.Dataset:
+def surface(
+    group: str, resolution: int, holes: bool, *, policy: str = "recompute", stored: bool = False
+) -> xr.Dataset:
+    """Under `keep` constant but at the first minimum, under `interpolate` a hole in the middle."""
     spacing, width = (24.0, 0.34) if group == "natural" else (33.0, 0.2)
     anchors = spacing * np.array([[0.0, 0.0], [1.0, 0.0], [0.48, 0.9]])
     x = np.linspace(-0.4, 1.3, resolution)
@@ -123,7 +132,12 @@ def surface(group: str, resolution: int, holes: bool) -> xr.Dataset:
         return np.asarray(0.008 + basin + 2.2 * np.clip(away - 0.55, 0, None) ** 1.6)
 
     loss = loss_at(u, v)
+    if policy != "recompute":
+        near = np.exp(-((np.hypot(u - anchors[0, 0], v - anchors[0, 1]) / (0.5 * spacing)) ** 2))
+        loss = np.log(10) + near * (loss - np.log(10))
     outcome = np.zeros(loss.shape, np.int8)
+    if policy == "interpolate":
+        outcome[np.hypot(u - centre[0], v - centre[1]) < 0.3 * spacing] = 1
     if holes and group == "random":
         outcome[-3:, -3:] = 1
         outcome[resolution // 2, resolution // 2] = 1
@@ -131,8 +145,14 @@ def surface(group: str, resolution: int, holes: bool) -> xr.Dataset:
     gap = np.linalg.norm(anchors[:, None] - anchors[None], axis=-1)
     flags = {"flag_values": [0, 1], "flag_meanings": "finite non_finite"}
     anchor_loss = np.array([0.0071, 0.0082, 0.0078]) * (1 if group == "natural" else 3)
+    own = {}
+    if stored:
+        own["anchor_stored_loss"] = ("anchor", anchor_loss + 0.0003)
+    if policy == "keep":
+        anchor_loss = anchor_loss + np.array([0.0, 2.25, 2.31])
     return xr.Dataset(
         {
+            **own,
             "loss": (("y", "x"), loss),
             "accuracy": (("y", "x"), np.clip(1 - loss / 2.6, 0.1, 1)),
             "outcome": (("y", "x"), outcome, flags),
@@ -149,7 +169,8 @@ def surface(group: str, resolution: int, holes: bool) -> xr.Dataset:
         coords={"x": x, "y": y},
         attrs={
             "coordinates": "barycentric",
-            "batchnorm": "recompute",
+            "batchnorm": policy,
+            "recompute_samples": 2000,
             "samples": 10_000,
             "dataset": "mnist",
             "split": "train",
@@ -186,18 +207,29 @@ def radius_block(
     if not study.matched and checkpoint == "matched" and group == "random" and network > 0:
         return xr.Dataset(attrs={**identity, "status": "not_reached"})
     random = np.random.default_rng([network, len(group), len(parameters), len(checkpoint)])
-    signs = [1] if protocol == "stepwise" else [1, -1]
-    radius = _CENTRE[parameters, group] * random.normal(1 + 0.01 * network, 0.05, (10, len(signs)))
+    signs = [1, -1] if protocol == "crossing" else [1]
+    shrunk = 0.3 if protocol == "stepwise_perturb" else 1.0
+    radius = (
+        shrunk
+        * _CENTRE[parameters, group]
+        * random.normal(1 + 0.01 * network, 0.05, (10, len(signs)))
+    )
     outcome = np.zeros(radius.shape, np.int8)
-    if protocol == "stepwise":
+    if protocol != "crossing":
         step = 1.0 if parameters == "all" else 0.2
         radius = np.floor(radius / step) * step
+        outcome[:4] = 2 if protocol == "stepwise_perturb" else 0
     elif study.censored and checkpoint == "end" and network == 0:
         outcome[3, 0], outcome[4, 0] = 1, 2
     ray = ("direction", "sign")
     flags = {"flag_values": [0, 1, 2], "flag_meanings": "crossed censored non_finite"}
+    moved = {}
+    if protocol == "stepwise_perturb":
+        moved["negative_variances"] = (ray, 3 * (outcome == 2))
+        moved["first_negative"] = (ray, np.where(outcome == 2, radius + 0.4, np.inf))
     return xr.Dataset(
         {
+            **moved,
             "radius": (ray, radius),
             "outcome": (ray, outcome, flags),
             "evaluations": (ray, np.full(radius.shape, 20)),
@@ -212,18 +244,22 @@ def radius_block(
             "moved": 900_880 if parameters == "all" else 510,
             "layer": "" if parameters == "all" else "layers.8",
             "samples": 10_000,
+            "smallest_variance": 1e-4,
         },
     )
 
 
 def summary_and_radii(study: SyntheticStudy) -> tuple[xr.Dataset, xr.Dataset]:
     measured = [("crossing", "end"), ("crossing", "matched"), ("stepwise", "end")]
+    if study.perturbed:
+        measured.append(("stepwise_perturb", "end"))
     blocks = [
         radius_block(study, group, network, parameters, protocol, checkpoint)
         for group in GROUPS
         for network in NETWORKS
         for parameters in ("all", "top")
         for protocol, checkpoint in measured
+        if parameters == "all" or protocol != "stepwise_perturb"
     ]
     histories = []
     for group in GROUPS:
@@ -280,12 +316,17 @@ def write_store(root: Path, *studies: SyntheticStudy) -> Store:
                 settings = {"group": group, "network": network}
                 add("network", settings, history=history(group, network))
         for group in study.surfaces:
-            made = surface(group, study.resolution, study.holes)
+            stored = bool(study.policies)
+            made = surface(group, study.resolution, study.holes, stored=stored)
             if not study.made and group == "random":
                 reason = "1 of 3 networks ended at chance"
                 made = xr.Dataset(attrs={**made.attrs, "status": "not_made", "reason": reason})
             settings = {"group": group, "checkpoint": "end", "split": "train"}
-            add("surface", settings, surface=made)
+            add("surface", {**settings, "batchnorm": "recompute"}, surface=made)
+            for policy in study.policies:
+                size = study.resolution - 4 if policy == "interpolate" else study.resolution
+                plane = surface(group, size, study.holes, policy=policy, stored=True)
+                add("surface", {**settings, "batchnorm": policy}, surface=plane)
         if study.summary:
             summary, radii = summary_and_radii(study)
             for split in study.splits:

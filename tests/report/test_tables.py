@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from flatminima.report.contents import StudyContents, read_study
+from flatminima.report.markdown import table_markdown
 from flatminima.report.page import build_page
 from flatminima.report.published import PUBLISHED
 from flatminima.report.tables import (
     contrasts,
-    number,
     table_cells,
     table_columns,
     table_csv,
-    table_markdown,
 )
+from flatminima.report.words import number
 from flatminima.store import Store
 
 

@@ -160,7 +160,7 @@ def test_several_studies_on_one_page(synthetic_store: Callable[..., Store], tmp_
     settings = {**manifest["settings"], "title": "Second"}
     store.write_manifest("second", {**manifest, "settings": settings})
     page = write_report(store, ["synthetic", "second"], tmp_path).read_text(encoding="utf-8")
-    assert page.count('<article class="study"') == 2
+    assert page.count('<article class="study"') == 3  # with the overview
     rest = page.replace(get_plotlyjs(), "")
     ids = re.findall(r'\sid="([^"]+)"', rest)
     assert len(ids) == len(set(ids))

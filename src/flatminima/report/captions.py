@@ -5,16 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from flatminima.report.contents import StudyContents, Surface
+from flatminima.report.planes import plane_facts, stored_difference, what_to_see
 from flatminima.report.published import CITATION, PUBLISHED
-from flatminima.report.radii import outcomes
-from flatminima.report.tables import NOTE, span
-
-_DATASETS = {
-    "digits": "scikit-learn's digits",
-    "mnist": "MNIST",
-    "fashion_mnist": "Fashion-MNIST",
-    "cifar10": "CIFAR-10",
-}
+from flatminima.report.radii import drawn_outcomes
+from flatminima.report.setting import (
+    AUGMENTATIONS,
+    CLASSES,
+    checkpoint_note,
+    dataset_name,
+    end_note,
+    matched_note,
+    setting_note,
+)
+from flatminima.report.tables import NOTE
+from flatminima.report.words import series, span
 
 _SCHEMES = {
     "replace": "each label redrawn uniformly over all classes with probability {noise:g}",
@@ -23,10 +27,14 @@ _SCHEMES = {
 }
 
 
+_INTERPOLATES = 0.999
+"""Share of the train labels from which on a network counts as one that interpolates them."""
+
+
 def data_name(study: StudyContents) -> str:
     """The data set and how much of it, e.g. "MNIST, 10,000 training images"."""
     data = study.section("data")
-    name = _DATASETS.get(str(data.get("dataset")), str(data.get("dataset", "unknown data")))
+    name = dataset_name(study)
     made = [s.data for s in study.surfaces if s.data is not None and s.split == "train"]
     samples = {int(surface.attrs["samples"]) for surface in made}
     if len(samples) == 1:
@@ -59,6 +67,12 @@ def surfaces_caption(study: StudyContents, row: Sequence[Surface]) -> str:
     ).replace("  ", " ")
 
 
+def plane_caption(study: StudyContents, surface: Surface) -> str:
+    """Under one relief by itself."""
+    parts = (_surface_facts(study, [surface]), _holes([surface], "left open"), _version(study))
+    return " ".join(part for part in parts if part)
+
+
 def contours_caption(study: StudyContents, row: Sequence[Surface]) -> str:
     """Under the contour maps."""
     return " ".join(
@@ -81,6 +95,12 @@ def training_caption(study: StudyContents) -> str:
         if (outcome := str(network.history.attrs.get("outcome", "fitted"))) != "fitted"
     ]
     apart = f"Not fitted: {', '.join(outcomes)}." if outcomes else ""
+    augment = str(study.section("training").get("augment", "none"))
+    seen = (
+        f" Trained with {AUGMENTATIONS.get(augment, augment)}, measured without."
+        if augment != "none"
+        else ""
+    )
     match_loss = study.section("training").get("match_loss")
     dots = (
         f"Dots: the first epoch end at or below the matched loss {match_loss:g}."
@@ -93,7 +113,7 @@ def training_caption(study: StudyContents) -> str:
             f"{data_name(study)}; {labels_note(study)}.",
             f"{_count(study)}, a line each. Mean cross-entropy and accuracy in evaluation mode "
             "over the whole training set, with the labels it was trained on, and over the test set "
-            "with its true labels, after every epoch.",
+            f"with its true labels, after every epoch.{seen}",
             dots,
             apart,
             _version(study),
@@ -110,7 +130,7 @@ def radii_caption(study: StudyContents) -> str:
     not_crossed = (
         "Open triangles and crosses: rays that did not cross, at the last distance known to be "
         "below."
-        if outcomes(study.radii) - {"crossed"}
+        if drawn_outcomes(study.radii) - {"crossed"}
         else ""
     )
     published = (
@@ -135,7 +155,61 @@ def radii_caption(study: StudyContents) -> str:
 def table_caption(study: StudyContents) -> str:
     """Over the table."""
     source = f" Published: {CITATION}." if PUBLISHED.get(study.published) else ""
-    return f"Flatness radii. {data_name(study)}; {_count(study)}. {NOTE}{source} {_version(study)}"
+    return (
+        f"Flatness radii. {data_name(study)}; {_count(study)}. The primary comparison is "
+        f"{matched_note(study)}; the others are {end_note(study)}. {NOTE}{source} "
+        f"{_version(study)} {setting_note(study)}"
+    ).strip()
+
+
+def planes_caption(study: StudyContents, surfaces: Sequence[Surface]) -> str:
+    """Under one plane drawn under several BatchNorm policies: a line, then one for each policy."""
+    first = surfaces[0]
+    classes = CLASSES.get(str(study.section("data").get("dataset")))
+    facts = plane_facts(surfaces, classes) if classes else []
+    about = (
+        f"One plane, {first.group} labels, networks {checkpoint_note(study, first.checkpoint)}, "
+        f"{data_name(study)}: the same minima and colour scale under "
+        f"{series([surface.policy for surface in surfaces])}.",
+        _holes_by(surfaces),
+        _version(study),
+    )
+    head = " ".join(part for part in about if part)
+    return "\n".join([head, *(what_to_see(facts, classes) if classes else [])])
+
+
+def interpolation_notes(study: StudyContents) -> list[str]:
+    """For every group with random labels, whether its networks interpolate them.
+
+    To interpolate is to fit every label; what was reached is given whatever it is.
+    """
+    augment = str(study.section("training").get("augment", "none"))
+    how = AUGMENTATIONS.get(augment, augment)
+    notes = []
+    for group in study.settings.get("groups", []):
+        found = [n.history for n in study.networks if n.group == group["name"]]
+        if not found or float(group.get("noise", 0.0)) <= 0:
+            continue
+        accuracy = [float(history["train_accuracy"].values[-1]) for history in found]
+        best = [float(history["train_accuracy"].max()) for history in found]
+        notes.append(
+            f"{str(group['name']).capitalize()} labels, {how}: {_fitted(accuracy)} At the end of "
+            "training the accuracy on the labels they were trained on is "
+            f"{span(min(accuracy), max(accuracy))} (best epochs: {span(min(best), max(best))}), "
+            f"the train loss {_range(np.array([h['train_loss'].values[-1] for h in found]))}."
+        )
+    return notes
+
+
+def _fitted(accuracy: Sequence[float]) -> str:
+    """How many networks interpolate, in words."""
+    full = sum(value >= _INTERPOLATES for value in accuracy)
+    least = f"at least {100 * _INTERPOLATES:g} % of the labels fitted"
+    if full == len(accuracy):
+        return f"all {full} networks interpolate ({least})."
+    if full == 0:
+        return f"none of the {len(accuracy)} networks interpolates ({least})."
+    return f"{full} of {len(accuracy)} networks interpolate ({least})."
 
 
 def _surface_facts(study: StudyContents, row: Sequence[Surface]) -> str:
@@ -147,7 +221,6 @@ def _surface_facts(study: StudyContents, row: Sequence[Surface]) -> str:
     loss = str(attrs.get("loss_name", "loss")).replace("cross_entropy", "cross-entropy")
     size = made[0].data["loss"].shape
     split = made[0].split or "train"
-    where = {"end": "at the end of training", "matched": "at matched loss"}
     losses = "; ".join(
         f"{s.group} {_range(s.data['anchor_loss'].values)}" for s in made if s.data is not None
     )
@@ -155,9 +228,30 @@ def _surface_facts(study: StudyContents, row: Sequence[Surface]) -> str:
     return (
         f"{data_name(study)}; mean {loss} over {int(attrs['samples']):,} samples of the {split} "
         f"set, {size[1]} by {size[0]} points ({grid} grid), networks "
-        f"{where.get(made[0].checkpoint, made[0].checkpoint)}, n = 3 networks a plane, losses at "
-        f"the minima: {losses}. BatchNorm policy: {attrs.get('batchnorm', 'unknown')}."
+        f"{checkpoint_note(study, made[0].checkpoint)}, n = 3 networks a plane, losses at "
+        f"the minima: {losses}. BatchNorm policy: {_policy(made[0])}.{_stored(made)}"
     )
+
+
+def _policy(surface: Surface) -> str:
+    """The policy, and how many samples `recompute` pooled over."""
+    samples = None if surface.data is None else surface.data.attrs.get("recompute_samples")
+    if surface.policy != "recompute" or not samples:
+        return surface.policy
+    return f"recompute (statistics pooled over {int(samples):,} samples)"
+
+
+def _stored(made: Sequence[Surface]) -> str:
+    """How far the losses at the minima are from those with the statistics of training."""
+    found = {s.group: stored_difference(s.data) for s in made if s.data is not None}
+    parts = [
+        f"{group} {_range(difference, signed=True)}"
+        for group, difference in found.items()
+        if difference is not None
+    ]
+    if not parts:
+        return ""
+    return f" Difference from those with the statistics that training left: {'; '.join(parts)}."
 
 
 def _radius_policy(study: StudyContents) -> str:
@@ -183,13 +277,23 @@ def _losses(study: StudyContents) -> str:
     return "; ".join(parts) or "see the table"
 
 
-def _range(values: np.ndarray) -> str:
-    return span(float(np.min(values)), float(np.max(values)))
+def _range(values: np.ndarray, *, signed: bool = False) -> str:
+    """From the least to the largest of the finite values."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return "not finite"
+    return span(float(finite.min()), float(finite.max()), signed=signed)
 
 
 def _holes(row: Sequence[Surface], how: str) -> str:
     holes = [f"{surface.group} {surface.holes}" for surface in row if surface.holes]
     return f"Points without a finite loss are {how}: {', '.join(holes)}." if holes else ""
+
+
+def _holes_by(surfaces: Sequence[Surface]) -> str:
+    """The holes of every plane, by its policy."""
+    holes = [f"{surface.policy} {surface.holes}" for surface in surfaces if surface.holes]
+    return f"Holes (hatched on maps, left open in reliefs): {', '.join(holes)}." if holes else ""
 
 
 def _count(study: StudyContents) -> str:

@@ -11,8 +11,9 @@ import xarray as xr
 from flatminima.store import Store
 
 PARAMETERS = ("all", "top")
-STEPS = ("train", "tile")
-"""Kinds of jobs that are no results: once those are there, nobody misses the steps."""
+RESULTS = ("network", "surface", "summary")
+"""Kinds of jobs that are results. What the others, the steps, found is in these, which stand
+without them: the radii too are in the summary's table."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,16 @@ class Column:
 COLUMNS = {
     "as_published": Column("as published, repeated", "end", "stepwise"),
     "measured_end": Column("at the end of training", "end", "crossing"),
-    "measured_matched": Column("at matched loss", "matched", "crossing"),
+    "measured_matched": Column("at matched train loss", "matched", "crossing"),
 }
 """By the name that the summary gives them."""
+PERTURBED = "as_published_perturbed"
+PERTURBED_PROTOCOL = "stepwise_perturb"
+"""The published walk that moves running statistics too. It shows a fault: it has a table of its own
+and is in no comparison."""
+
+Planes = list["Surface"]
+"""The same plane of the same minima under several BatchNorm policies, the study's own first."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +58,24 @@ class Surface:
     split: str
     data: xr.Dataset | None
     reason: str = ""
+    asked: tuple[str, int] = ("", 0)
+    """The BatchNorm policy and the resolution in the settings of its job."""
 
     @property
     def holes(self) -> int:
         """How many grid points have no finite loss."""
         return 0 if self.data is None else int((~np.isfinite(self.data["loss"].values)).sum())
+
+    @property
+    def policy(self) -> str:
+        """The BatchNorm policy of its losses, "none" for a network without such layers."""
+        made = "" if self.data is None else str(self.data.attrs.get("batchnorm", ""))
+        return made or self.asked[0] or "unknown"
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """What planes under several policies have in common."""
+        return (self.checkpoint, self.split, self.group)
 
 
 @dataclass(frozen=True)
@@ -94,8 +115,10 @@ class StudyContents:
 
     @property
     def version(self) -> str:
-        """Whether this is the quick or the full version of the study."""
-        return "quick version" if self.section("report").get("quick") else "full version"
+        """Whether this is the quick, a reduced or the full version of the study."""
+        if self.section("report").get("quick"):
+            return "quick version"
+        return "reduced version" if self.section("data").get("limit") else "full version"
 
     @property
     def sentences(self) -> list[str]:
@@ -128,12 +151,34 @@ class StudyContents:
         return self.groups.index(group) if group in self.groups else len(self.groups)
 
     def surface_rows(self) -> list[list[Surface]]:
-        """Surfaces that belong side by side: one row for each checkpoint and split."""
+        """Surfaces that belong side by side: one row for each checkpoint and split.
+
+        Under the study's own BatchNorm policy; see `planes` for the others.
+        """
         rows: dict[tuple[str, str], list[Surface]] = {}
+        for first, *_ in self._by_place():
+            rows.setdefault((first.checkpoint, first.split), []).append(first)
+        return list(rows.values())
+
+    def planes(self) -> list[Planes]:
+        """Every plane that was asked for under several BatchNorm policies, those side by side."""
+        return [surfaces for surfaces in self._by_place() if len(surfaces) > 1]
+
+    def _by_place(self) -> list[Planes]:
+        """All surfaces by their minima and data: training data first, then in order of groups."""
+        own = self.section("surface")
+        policy = str(own.get("batchnorm", "auto")).replace("auto", "recompute")
+        first = (policy, own.get("resolution"))
+        found: dict[tuple[str, str, str], Planes] = {}
         for surface in self.surfaces:
-            rows.setdefault((surface.checkpoint, surface.split), []).append(surface)
-        order = sorted(rows, key=lambda key: (key[1] != "train", key))
-        return [sorted(rows[key], key=lambda s: self.colour_index(s.group)) for key in order]
+            found.setdefault(surface.place, []).append(surface)
+        for surfaces in found.values():
+            surfaces.sort(key=lambda s: (s.asked != first, s.asked[0] != policy))
+        order = sorted(
+            found,
+            key=lambda place: (place[1] != "train", place[:2], self.colour_index(place[2])),
+        )
+        return [found[place] for place in order]
 
 
 def read_study(store: Store, name: str) -> StudyContents:
@@ -149,7 +194,7 @@ def read_study(store: Store, name: str) -> StudyContents:
     for job in manifest["jobs"]:
         kind, digest = str(job["kind"]), str(job["digest"])
         if not store.done(kind, digest):
-            missing += kind not in STEPS
+            missing += kind in RESULTS
             continue
         run = store.record(kind, digest)
         settings = run["settings"]
@@ -182,7 +227,8 @@ def _surface(data: xr.Dataset, settings: Mapping[str, Any]) -> Surface:
     keys = ("group", "checkpoint", "split")
     group, checkpoint, split = (str(data.attrs.get(k, settings.get(k, ""))) for k in keys)
     status = str(data.attrs.get("status", "made"))
+    asked = (str(settings.get("batchnorm", "")), int(settings.get("resolution", 0)))
     if status != "made" or "loss" not in data:
         reason = str(data.attrs.get("reason", "")) or status.replace("_", " ")
-        return Surface(group, checkpoint, split, None, reason)
-    return Surface(group, checkpoint, split, data)
+        return Surface(group, checkpoint, split, None, reason, asked)
+    return Surface(group, checkpoint, split, data, asked=asked)

@@ -97,7 +97,7 @@
         type: "scatter3d", mode: "markers", showlegend: false,
         x: surface.anchors.map((a) => a.u), y: surface.anchors.map((a) => a.v),
         // A little above the sheet, so that it does not swallow half of every dot.
-        z: surface.anchors.map((a) => height(a.loss) + 0.02 * (high - low)),
+        z: surface.anchors.map((a) => (a.loss === null ? null : height(a.loss) + 0.02 * (high - low))),
         marker: { size: 5.5, color: "#e4572e", line: { color: "#ffffff", width: 1 } },
         text: surface.anchors.map((a, i) => [
           `minimum ${i + 1}: loss ${short(a.loss, 4)}`,

@@ -1,6 +1,5 @@
 """The page: one self-contained file that shows everything the store holds of some studies."""
 
-import base64
 import html
 import json
 import math
@@ -12,22 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from flatminima.report import captions, style
+from flatminima.report import captions, page_overview, style
 from flatminima.report.contents import StudyContents, Surface
+from flatminima.report.elements import caption, card, missing, sentence, swatch
 from flatminima.report.inline_svg import inline_svg, page_style
+from flatminima.report.page_planes import has_planes, planes_section
+from flatminima.report.page_tables import no_radii, table_section
 from flatminima.report.provenance import facts, provenance_section, settings_section
 from flatminima.report.radii import measured_columns, measured_parameters, radii_panel
+from flatminima.report.setting import setting_note
 from flatminima.report.surfaces import CAMERA, contour_panel, surface_title
-from flatminima.report.tables import (
-    COLUMN_TITLES,
-    PARAMETER_TITLES,
-    contrast_header,
-    contrasts,
-    table_cells,
-    table_columns,
-    table_csv,
-    table_markdown,
-)
+from flatminima.report.tables import COLUMN_TITLES, PARAMETER_TITLES
 from flatminima.report.training_curves import QUANTITIES, training_panel
 
 escape = html.escape
@@ -36,6 +30,7 @@ _SECTIONS = {
     "answer": "Answer",
     "surfaces": "Surfaces",
     "contours": "Maps",
+    "policies": "BatchNorm",
     "table": "Table",
     "radii": "Radii",
     "training": "Training",
@@ -48,18 +43,38 @@ _DISTANCE = 2.0
 def build_page(studies: Sequence[StudyContents]) -> str:
     """The whole page as text; nothing in it points outside."""
     views: list[dict[str, Any]] = []
-    body = "\n".join(_study(study, index, views) for index, study in enumerate(studies))
-    first = escape(studies[0].name)
-    links = [f'<a href="#{first}-{key}">{title}</a>' for key, title in _SECTIONS.items()]
+    body = "\n".join(
+        _study(study, index, views, alone=len(studies) == 1) for index, study in enumerate(studies)
+    )
+    if len(studies) > 1:
+        body = f"{page_overview.overview(studies)}\n{body}"
     data = {"rows": views, "colours": style.plotly_colours()}
     return Template(_part("page.html")).substitute(
         title=escape(" · ".join(study.title for study in studies)),
         style=_part("page.css"),
-        navigation="".join(links),
+        navigation=_navigation(studies),
         body=body,
         plotly=_plotly() if views else "",
         data=_embedded_json(data),
         script=_part("page.js"),
+    )
+
+
+def _navigation(studies: Sequence[StudyContents]) -> str:
+    """Links to the sections of the only study, or to the overview and every study."""
+    if len(studies) == 1:
+        return _section_links(studies[0])
+    links = dict(page_overview.SECTIONS)
+    links |= {escape(study.name): escape(study.name) for study in studies}
+    return "".join(f'<a href="#{key}">{title}</a>' for key, title in links.items())
+
+
+def _section_links(study: StudyContents) -> str:
+    name = escape(study.name)
+    return "".join(
+        f'<a href="#{name}-{key}">{title}</a>'
+        for key, title in _SECTIONS.items()
+        if key != "policies" or has_planes(study)
     )
 
 
@@ -80,14 +95,15 @@ def _embedded_json(value: object) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _study(study: StudyContents, index: int, views: list[dict[str, Any]]) -> str:
+def _study(study: StudyContents, index: int, views: list[dict[str, Any]], *, alone: bool) -> str:
     """All sections of one study."""
     chips = "".join(f"<li{strong}>{escape(text)}</li>" for text, strong in _chips(study))
     sections = {
         "answer": _answer(study),
         "surfaces": _surfaces(study, views),
         "contours": _contours(study, index),
-        "table": _by_split(study, _table),
+        "policies": planes_section(study, index),
+        "table": _by_split(study, table_section),
         "radii": _by_split(study, partial(_radii, index=index)),
         "training": _training(study, index),
         "made": provenance_section(study) + settings_section(study),
@@ -96,6 +112,7 @@ def _study(study: StudyContents, index: int, views: list[dict[str, Any]]) -> str
         "answer": "Answer",
         "surfaces": "The loss between the minima",
         "contours": "The same planes as maps",
+        "policies": "The same planes under other BatchNorm policies",
         "table": "Flatness radii, table",
         "radii": "Flatness radii, every ray",
         "training": "Training",
@@ -106,8 +123,13 @@ def _study(study: StudyContents, index: int, views: list[dict[str, Any]]) -> str
         f'<section id="{name}-{key}"{" class=answer" if key == "answer" else ""}>'
         f"<h2>{titles[key]}</h2>{content}</section>"
         for key, content in sections.items()
+        if content
     ]
     head = f'<h1>{escape(study.title)}</h1><ul class="facts">{chips}</ul>'
+    if note := setting_note(study):
+        head += f'<p class="note">{escape(note)}</p>'
+    if not alone:
+        head += f'<nav class="within" aria-label="Sections of {name}">{_section_links(study)}</nav>'
     return f'<article class="study" id="{name}">{head}{"".join(parts)}</article>'
 
 
@@ -127,7 +149,7 @@ def _chips(study: StudyContents) -> list[tuple[str, str]]:
 def _answer(study: StudyContents) -> str:
     """The sentences of the summary, the matched comparison first."""
     if not study.sentences:
-        return _sentence("No answer yet: the radii of this study have not been summarised.")
+        return sentence("No answer yet: the radii of this study have not been summarised.")
     lead, *rest = study.sentences
     return f'<p class="lead">{escape(lead)}</p>' + "".join(f"<p>{escape(s)}</p>" for s in rest)
 
@@ -135,7 +157,7 @@ def _answer(study: StudyContents) -> str:
 def _surfaces(study: StudyContents, views: list[dict[str, Any]]) -> str:
     """Every row of surfaces with its toggles."""
     if not study.surfaces:
-        return _sentence(_no_surface(study))
+        return sentence(_no_surface(study))
     return "".join(_surface_row(study, row, views) for row in study.surface_rows())
 
 
@@ -143,14 +165,14 @@ def _surface_row(study: StudyContents, row: list[Surface], views: list[dict[str,
     """Reliefs side by side, what is drawn of them in `views`."""
     made = [surface for surface in row if surface.data is not None]
     if not made:
-        return f'<div class="pair">{"".join(_missing(surface) for surface in row)}</div>'
+        return f'<div class="pair">{"".join(missing(surface) for surface in row)}</div>'
     number = len(views)
     views.append(_view(study, made))
     places = {id(surface): i for i, surface in enumerate(made)}
     cards = [
-        _missing(surface)
+        missing(surface)
         if surface.data is None
-        else f'<figure class="card" style="margin:0"><h3>{_swatch(study, surface.group)}'
+        else f'<figure class="card" style="margin:0"><h3>{swatch(study, surface.group)}'
         f"{escape(surface_title(study, surface))}</h3>"
         f'<div class="scene" id="scene-{number}-{places[id(surface)]}" role="img" '
         f'aria-label="Loss surface, {escape(surface_title(study, surface))}"></div></figure>'
@@ -168,13 +190,13 @@ def _surface_row(study: StudyContents, row: list[Surface], views: list[dict[str,
         '<div class="scale"><div class="ramp"></div><div class="ticks"></div>'
         '<div class="name"></div></div>'
     )
-    caption = (
+    text = (
         f"{captions.surfaces_caption(study, row)} Drag to turn both surfaces; point at one to "
         "read it."
     )
     return (
         f'<div id="view-{number}">{tools}<div class="pair">{"".join(cards)}</div>{scale}</div>'
-        f"{_caption(caption)}"
+        f"{caption(text)}"
     )
 
 
@@ -219,39 +241,43 @@ def _six(values: Any) -> Any:
 def _contours(study: StudyContents, index: int) -> str:
     """The maps, drawn once and recoloured by the page's theme."""
     if not study.surfaces:
-        return _sentence(_no_surface(study))
+        return sentence(_no_surface(study))
     parts = []
     for r, row in enumerate(study.surface_rows()):
         cards = []
         for s, surface in enumerate(row):
             if surface.data is None:
-                cards.append(_missing(surface))
+                cards.append(missing(surface))
                 continue
             with style.figure_style(**page_style(f"contours-{index}-{r}-{s}")):
                 figure = contour_panel(study, row, surface)
                 label = f"Contour map, {surface_title(study, surface)}"
-                cards.append(_card(inline_svg(figure, label)))
+                cards.append(card(inline_svg(figure, label)))
         parts.append(
             f'<div class="pair">{"".join(cards)}</div>'
-            f"{_caption(captions.contours_caption(study, row))}"
+            f"{caption(captions.contours_caption(study, row))}"
         )
     return "".join(parts)
 
 
 def _training(study: StudyContents, index: int) -> str:
     if not study.networks:
-        return _sentence("No network of this study has finished its training yet.")
+        return sentence("No network of this study has finished its training yet.")
     cards = []
     for quantity in QUANTITIES:
         with style.figure_style(**page_style(f"training-{index}-{quantity}")):
             figure = training_panel(study, quantity)
-            cards.append(_card(inline_svg(figure, f"Training curves, {quantity}")))
-    return f'<div class="pair">{"".join(cards)}</div>{_caption(captions.training_caption(study))}'
+            cards.append(card(inline_svg(figure, f"Training curves, {quantity}")))
+    notes = "".join(f"<p>{escape(note)}</p>" for note in captions.interpolation_notes(study))
+    return (
+        f'{notes}<div class="pair">{"".join(cards)}</div>'
+        f"{caption(captions.training_caption(study))}"
+    )
 
 
 def _radii(study: StudyContents, index: int) -> str:
     if not study.has_radii:
-        return _sentence(_no_radii(study))
+        return sentence(no_radii(study))
     cards = []
     for parameters in measured_parameters(study):
         for column in measured_columns(study):
@@ -260,87 +286,8 @@ def _radii(study: StudyContents, index: int) -> str:
             ):
                 figure = radii_panel(study, column, parameters)
                 label = f"Radii, {PARAMETER_TITLES[parameters]}, {COLUMN_TITLES[column]}"
-                cards.append(_card(inline_svg(figure, label)))
-    return f'<div class="panels">{"".join(cards)}</div>{_caption(captions.radii_caption(study))}'
-
-
-def _table(study: StudyContents) -> str:
-    """Table 1, the contrasts, and both as files."""
-    cells = table_cells(study)
-    if not cells:
-        return _sentence(_no_radii(study))
-    columns = table_columns(study)
-    head = "".join(
-        f'<th scope="col"{_primary(column)}>{COLUMN_TITLES[column]}</th>' for column in columns
-    )
-    rows = []
-    for start in range(0, len(cells), len(columns)):
-        line = cells[start : start + len(columns)]
-        name = (
-            f"{PARAMETER_TITLES[line[0].parameters]}<br>"
-            f"{_swatch(study, line[0].group)}{escape(line[0].group)} labels"
-        )
-        rows.append(
-            f'<tr><th scope="row">{name}</th>'
-            + "".join(
-                f"<td{_primary(cell.column)}><strong>{escape(cell.headline())}</strong>"
-                + "".join(f"<span>{escape(text)}</span>" for text in cell.details())
-                + "</td>"
-                for cell in line
-            )
-            + "</tr>"
-        )
-    main = (
-        '<div class="scroll" role="region" tabindex="0" aria-label="Flatness radii">'
-        f'<table class="main-table"><thead><tr><td></td>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-    return main + _caption(captions.table_caption(study)) + _contrast_table(study) + _files(study)
-
-
-def _contrast_table(study: StudyContents) -> str:
-    rows = [
-        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in contrast.texts()) + "</tr>"
-        for contrast in contrasts(study)
-    ]
-    if not rows:
-        return ""
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in contrast_header(study))
-    return (
-        "<details open><summary>Differences between the groups</summary>"
-        '<div class="scroll" role="region" tabindex="0" aria-label="Differences between groups">'
-        f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-        "</div></details>"
-    )
-
-
-def _files(study: StudyContents) -> str:
-    """The table as files, carried inside the page."""
-    links = [
-        f'<a download="{escape(study.name)}-{escape(study.split)}-table.{suffix}" '
-        f'href="data:{kind};base64,{base64.b64encode(text.encode()).decode()}">{words}</a>'
-        for suffix, kind, text, words in (
-            ("csv", "text/csv", table_csv([study]), "CSV"),
-            ("md", "text/markdown", table_markdown([study]), "Markdown"),
-        )
-    ]
-    return f'<p class="downloads">Save the table as {" or ".join(links)}.</p>'
-
-
-def _primary(column: str) -> str:
-    return ' class="primary"' if column == "measured_matched" else ""
-
-
-def _swatch(study: StudyContents, group: str) -> str:
-    index = study.colour_index(group) % len(style.GROUP_COLOURS)
-    return (
-        f'<span class="swatch" style="background:var(--group-{index});display:inline-block"></span>'
-    )
-
-
-def _missing(surface: Surface) -> str:
-    text = f"There is no surface for {surface.group} labels: {surface.reason}."
-    return f'<div class="card missing"><p>{escape(text)}</p></div>'
+                cards.append(card(inline_svg(figure, label)))
+    return f'<div class="panels">{"".join(cards)}</div>{caption(captions.radii_caption(study))}'
 
 
 def _no_surface(study: StudyContents) -> str:
@@ -350,23 +297,3 @@ def _no_surface(study: StudyContents) -> str:
         if asked
         else "This study asks for no surface."
     )
-
-
-def _no_radii(study: StudyContents) -> str:
-    return (
-        "The radii of this study have not been summarised yet."
-        if study.section("radius")
-        else "This study asks for no radii."
-    )
-
-
-def _card(content: str) -> str:
-    return f'<div class="card">{content}</div>'
-
-
-def _caption(text: str) -> str:
-    return f'<p class="caption">{escape(text)}</p>'
-
-
-def _sentence(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'

@@ -6,6 +6,7 @@ over 3 networks of the mean over 20 directions; the deviation is the population 
 3 means. The study gives no interval, training loss or norm.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 CITATION = "Table 1 of github.com/alexturn/robustDL, after section IV of arXiv 1801.02254"
@@ -36,3 +37,34 @@ PUBLISHED: dict[str, dict[tuple[str, str], PublishedRadius]] = {
     },
 }
 """By the study file's `report.published` key, then by (parameters, group)."""
+
+
+@dataclass(frozen=True)
+class PublishedSetting:
+    """How the published networks of one data set were trained."""
+
+    images: int
+    model: str
+    epochs: Mapping[str, int]
+    batch_size: int
+    learning_rate: float
+    augment: str
+
+
+SETTINGS: dict[str, PublishedSetting] = {
+    "mnist": PublishedSetting(60_000, "mlp", {"natural": 30, "random": 150}, 64, 0.01, "none"),
+    "cifar10": PublishedSetting(
+        50_000, "vgg16", {"natural": 150, "random": 150}, 128, 0.01, "crop_flip"
+    ),
+}
+"""By the same key. All by plain SGD without momentum or decay, with each network's usual settings;
+random labels redrawn uniformly with probability 0.5."""
+EXTENT, RESOLUTION = (-0.4, 1.3), 50
+"""The published square in barycentric coordinates, and its grid points along each axis."""
+FIGURES: dict[tuple[str, str], int] = {
+    ("mnist", "natural"): 1,
+    ("mnist", "random"): 2,
+    ("cifar10", "natural"): 3,
+    ("cifar10", "random"): 4,
+}
+"""The published figures' numbers, by the same key and the group."""

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from flatminima.report import style
-from flatminima.report.contents import COLUMNS, PARAMETERS, StudyContents
+from flatminima.report.contents import COLUMNS, PARAMETERS, PERTURBED_PROTOCOL, StudyContents
 from flatminima.report.published import PUBLISHED
 
 ORDER = ("measured_matched", "measured_end", "as_published")
@@ -94,7 +94,7 @@ def legend_handles(study: StudyContents) -> list[Line2D]:
         Line2D([], [], **ink, lw=1.6, label="mean of a network"),
         Line2D([], [], **ink, marker="D", ms=5, lw=1.2, label="mean of a group, 95 % interval"),
     ]
-    found = outcomes(study.radii)
+    found = drawn_outcomes(study.radii)
     if "censored" in found:
         label = "not crossed within the range (lower bound)"
         handles.append(Line2D([], [], ls="", marker="^", ms=5, mfc="none", **ink, label=label))
@@ -124,17 +124,25 @@ def _outcomes(rays: xr.Dataset) -> np.ndarray:
     return np.array([meanings[code] for code in rays["outcome"].values], dtype=object)
 
 
-def outcomes(rays: xr.Dataset) -> set[str]:
-    """The outcomes that occur among the rays."""
-    return set(_outcomes(rays))
+def drawn_outcomes(radii: xr.Dataset) -> set[str]:
+    """The outcomes that occur among the rays that are drawn."""
+    return set(_outcomes(_drawn(radii)))
+
+
+def _drawn(radii: xr.Dataset) -> xr.Dataset:
+    """All rays but those of the walks that perturb running statistics; see `perturbed.py`."""
+    return radii.isel(ray=np.flatnonzero(radii["protocol"].values != PERTURBED_PROTOCOL))
 
 
 def _top(study: StudyContents, parameters: str) -> float:
     """One upper limit for all panels of the same parameters."""
     assert study.radii is not None
     assert study.summary is not None
-    rays = study.radii["radius"].values[study.radii["parameters"].values == parameters]
-    high = study.summary["group_interval"].sel(parameters=parameters, bound="high").values
+    drawn = _drawn(study.radii)
+    rays = drawn["radius"].values[drawn["parameters"].values == parameters]
+    columns = [column for column in ORDER if column in study.summary["column"].values]
+    interval = study.summary["group_interval"].sel(column=columns, parameters=parameters)
+    high = interval.sel(bound="high").values
     finite = list(rays[np.isfinite(rays)])
     # The interval of two networks can be ten times as long as everything else is high.
     finite += [min(value, 1.5 * max(finite)) for value in high[np.isfinite(high)]]

@@ -1,6 +1,6 @@
 """Figures of loss surfaces: reliefs in three dimensions, and contour maps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -39,9 +39,25 @@ _LABEL: dict[str, Any] = {
 }
 
 Row = tuple[StudyContents, list[Surface]]
+Title = Callable[[StudyContents, Surface], str]
 
 
-def surfaces_figure(rows: Sequence[Row]) -> Figure:
+def surface_title(study: StudyContents, surface: Surface) -> str:
+    """What stands over a surface: the labels, and what sets it apart from other rows."""
+    extra = [] if surface.split == "train" else [f"{surface.split} set"]
+    if len({s.checkpoint for s in study.surfaces}) > 1:
+        extra.append({"end": "at the end", "matched": "at matched loss"}[surface.checkpoint])
+    return f"{surface.group} labels" + (f" ({', '.join(extra)})" if extra else "")
+
+
+def policy_title(study: StudyContents, surface: Surface) -> str:
+    """What stands over a plane that is drawn under several BatchNorm policies."""
+    assert surface.data is not None
+    size = " by ".join(str(n) for n in reversed(surface.data["loss"].shape))
+    return f"{surface.policy} ({size} points)"
+
+
+def surfaces_figure(rows: Sequence[Row], title: Title = surface_title) -> Figure:
     """One row of reliefs for each pair of surfaces, all with one clip, colour scale and camera."""
     clip = max(study.clip for study, _ in rows)
     columns = max(len(surfaces) for _, surfaces in rows)
@@ -61,8 +77,10 @@ def surfaces_figure(rows: Sequence[Row]) -> Figure:
             axes = figure.add_axes(place, projection="3d", computed_zorder=False)
             assert isinstance(axes, Axes3D)
             _draw_relief(axes, surface.data, clip, norm)
-            title = surface_title(study, surface)
-            axes.text2D(0.06, 0.93, title, transform=axes.transAxes, weight="bold", size=10.5)
+            axes.text2D(
+                0.06, 0.93, title(study, surface),
+                transform=axes.transAxes, weight="bold", size=10.5,
+            )  # fmt: skip
     bar = figure.add_axes(
         (1 - 0.66 / figure.get_figwidth(), 0.24, 0.13 / figure.get_figwidth(), 0.5)
     )
@@ -70,7 +88,20 @@ def surfaces_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def contours_figure(rows: Sequence[Row]) -> Figure:
+def relief_panel(study: StudyContents, surface: Surface) -> Figure:
+    """One relief by itself, with its colour bar below, for the page."""
+    assert surface.data is not None
+    figure = Figure(figsize=(4.8, 4.1))
+    axes = figure.add_axes((0.0, 0.13, 0.95, 0.9), projection="3d", computed_zorder=False)
+    assert isinstance(axes, Axes3D)
+    norm = Normalize(0.0, study.clip)
+    _draw_relief(axes, surface.data, study.clip, norm)
+    bar = figure.add_axes((0.16, 0.115, 0.68, 0.026))
+    _colour_bar(figure, bar, norm, study.clip, orientation="horizontal")
+    return figure
+
+
+def contours_figure(rows: Sequence[Row], title: Title = surface_title) -> Figure:
     """One row of contour maps for each pair of surfaces, all with one colour scale.
 
     The maps of a row share one length scale, so that widths can be compared by eye.
@@ -86,20 +117,22 @@ def contours_figure(rows: Sequence[Row]) -> Figure:
         for axes in line[len(row) :]:
             axes.set_axis_off()
         for surface, axes in zip(row, line, strict=False):
-            draw_contours(axes, study, surface, clip, _window(surface, row))
+            draw_contours(axes, study, surface, clip, _window(surface, row), title)
     mappable = ScalarMappable(contour_norm(clip), style.loss_colours())
     bar = figure.colorbar(mappable, ax=grid, shrink=0.7, aspect=28, extend="max", pad=0.02)
     _label_bar(bar, clip)
     return figure
 
 
-def contour_panel(study: StudyContents, row: list[Surface], surface: Surface) -> Figure:
+def contour_panel(
+    study: StudyContents, row: list[Surface], surface: Surface, title: Title = surface_title
+) -> Figure:
     """One map of a row by itself, with its colour bar below, for the page."""
     width = 4.4
     height = (width - 0.6) * _shape(row) + 1.2
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    draw_contours(axes, study, surface, study.clip, _window(surface, row))
+    draw_contours(axes, study, surface, study.clip, _window(surface, row), title)
     mappable = ScalarMappable(contour_norm(study.clip), style.loss_colours())
     bar = figure.colorbar(
         mappable, ax=axes, orientation="horizontal", shrink=0.85, aspect=34, extend="max", pad=0.02
@@ -135,14 +168,6 @@ def _window(surface: Surface, row: list[Surface]) -> tuple[tuple[float, float], 
     return tuple(limits)
 
 
-def surface_title(study: StudyContents, surface: Surface) -> str:
-    """What stands over a surface: the labels, and what sets it apart from other rows."""
-    extra = [] if surface.split == "train" else [f"{surface.split} set"]
-    if len({s.checkpoint for s in study.surfaces}) > 1:
-        extra.append({"end": "at the end", "matched": "at matched loss"}[surface.checkpoint])
-    return f"{surface.group} labels" + (f" ({', '.join(extra)})" if extra else "")
-
-
 def contour_norm(clip: float) -> Normalize:
     """Colours by the square root of the loss, so that the basins do not drown in one shade."""
     return PowerNorm(0.5, 0.0, clip)
@@ -165,8 +190,8 @@ def _draw_relief(axes: Axes3D, data: xr.Dataset, clip: float, norm: Normalize) -
         axes.plot([u, u], [v, v], [loss, top], color=style.INK, lw=0.8, zorder=20)
         axes.plot([u], [v], [loss], "o", ms=5.5, mfc=style.MARKER, mec="white", mew=0.9, zorder=21)
         axes.text(
-            u, v, top, f"{i + 1}: {loss:.3g}",
-            ha="center", va="bottom", size=8, bbox=_LABEL, zorder=22,
+            u, v, top, _anchor_label(i, loss),
+            ha="center", va="bottom", size=8, color=style.ON_PLOT, bbox=_LABEL, zorder=22,
         )  # fmt: skip
     axes.set(
         xlim=(relief.u.min(), relief.u.max()),
@@ -221,8 +246,14 @@ def _anchors(data: xr.Dataset) -> list[tuple[float, float, float]]:
     return [(float(u), float(v), float(loss)) for u, v, loss in zip(*columns, strict=True)]
 
 
-def _colour_bar(figure: Figure, axes: Axes, norm: Normalize, clip: float) -> None:
-    bar = figure.colorbar(ScalarMappable(norm, style.loss_colours()), cax=axes, extend="max")
+def _anchor_label(index: int, loss: float) -> str:
+    """The number of a minimum and its loss."""
+    return f"{index + 1}: {loss:.3g}" if np.isfinite(loss) else f"{index + 1}: not finite"
+
+
+def _colour_bar(figure: Figure, axes: Axes, norm: Normalize, clip: float, **where: Any) -> None:
+    mappable = ScalarMappable(norm, style.loss_colours())
+    bar = figure.colorbar(mappable, cax=axes, extend="max", **where)
     bar.set_label(f"loss (drawn up to {clip:g})")
     bar.outline.set_linewidth(0.5)
 
@@ -242,6 +273,7 @@ def draw_contours(
     surface: Surface,
     clip: float,
     window: tuple[tuple[float, float], ...],
+    title: Title = surface_title,
 ) -> None:
     """Draw an isometric contour map with holes, minima and the distances between them."""
     if surface.data is None:
@@ -249,7 +281,7 @@ def draw_contours(
         return
     data = surface.data
     relief = make_relief(data, fine=300)
-    axes.set_title(surface_title(study, surface))
+    axes.set_title(title(study, surface))
     axes.set_aspect("equal")
     mesh = axes.pcolormesh(
         relief.u,
@@ -310,6 +342,6 @@ def _draw_triangle(axes: Axes, data: xr.Dataset) -> None:
         away = np.array([u, v]) - centre
         away = away / (np.linalg.norm(away) or 1.0)
         axes.annotate(
-            f"{i + 1}: {loss:.3g}", (u, v), away * 19, textcoords="offset points",
+            _anchor_label(i, loss), (u, v), away * 19, textcoords="offset points",
             ha="center", va="center", size=7.5, color=style.ON_PLOT, bbox=_LABEL, zorder=6,
         )  # fmt: skip

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from flatminima.report.contents import COLUMNS, StudyContents
+from flatminima.report.contents import COLUMNS, PERTURBED, StudyContents
 from flatminima.report.published import NETWORKS, PUBLISHED, RAYS
+from flatminima.report.setting import checkpoint_note
+from flatminima.report.words import number, span
 
 PARAMETER_TITLES = {"all": "all parameters", "top": "top layer"}
 COLUMN_TITLES = {
@@ -15,6 +17,11 @@ COLUMN_TITLES = {
     "as_published": "as published, repeated",
     "measured_end": "as measured at the end",
     "measured_matched": "as measured at matched loss",
+}
+_METHODS = {
+    "as_published": "as published, repeated",
+    "measured_end": "as measured",
+    "measured_matched": "as measured",
 }
 NOTE = (
     "Mean radius over the networks of the mean over their rays, ± population deviation of the "
@@ -89,6 +96,8 @@ class Contrast:
     """The first group against the second in one column, for one scale of the radius."""
 
     column: str
+    held: str
+    """What the column holds equal between the groups: the train loss, the epochs, or neither."""
     parameters: str
     scale: str
     difference: float
@@ -102,7 +111,7 @@ class Contrast:
         """The cells of its row."""
         gap = not math.isfinite(self.difference)
         return [
-            COLUMN_TITLES[self.column],
+            f"{_METHODS[self.column]}, {self.held}",
             PARAMETER_TITLES[self.parameters],
             {"absolute": "r", "relative": "r/‖w‖"}[self.scale],
             "-" if gap else number(self.difference, signed=True),
@@ -115,18 +124,9 @@ class Contrast:
         ]
 
 
-def span(low: float, high: float) -> str:
-    """From the least to the largest, three digits each."""
-    ends = [f"{low:.3g}", f"{high:.3g}"]
-    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
-
-
-def number(value: float, *, signed: bool = False) -> str:
-    """Two decimals from 1 up, three digits below."""
-    if math.isnan(value):
-        return "-"
-    text = f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.3g}"
-    return f"+{text}" if signed and value > 0 else text.replace("-", "\N{MINUS SIGN}")
+def held_note(study: StudyContents, column: str) -> str:
+    """What a column holds equal between the groups; nothing is known of the published one."""
+    return checkpoint_note(study, COLUMNS[column].checkpoint) if column in COLUMNS else ""
 
 
 def table_columns(study: StudyContents) -> list[str]:
@@ -154,10 +154,22 @@ def table_cells(study: StudyContents) -> list[Cell]:
             cells += [
                 _published(study, str(parameters), group)
                 if column == "published"
-                else _measured(study, str(parameters), group, column)
+                else measured_cell(study, str(parameters), group, column)
                 for column in table_columns(study)
             ]
     return cells
+
+
+def perturbed_cells(study: StudyContents) -> list[Cell]:
+    """The walks that moved running statistics too, which stand in no column of Table 1."""
+    if study.summary is None or PERTURBED not in study.summary["column"].values:
+        return []
+    cells = (
+        measured_cell(study, str(parameters), group, PERTURBED)
+        for parameters in study.summary["parameters"].values
+        for group in study.groups
+    )
+    return [cell for cell in cells if cell.n]
 
 
 def contrast_header(study: StudyContents) -> list[str]:
@@ -193,6 +205,7 @@ def contrasts(study: StudyContents) -> Iterator[Contrast]:
                     verdict = "bound"
                 yield Contrast(
                     column=column,
+                    held=held_note(study, column),
                     parameters=str(parameters),
                     scale=str(scale),
                     difference=float(cell["difference"]),
@@ -205,7 +218,10 @@ def contrasts(study: StudyContents) -> Iterator[Contrast]:
 
 
 def table_csv(studies: Sequence[StudyContents]) -> str:
-    """Table 1 with one row per cell; a number that does not exist is empty."""
+    """Table 1 with one row per cell, walks that moved running statistics last.
+
+    A number that does not exist is empty.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -218,36 +234,13 @@ def table_csv(studies: Sequence[StudyContents]) -> str:
         ]
     )  # fmt: skip
     for study in studies:
-        for cell in table_cells(study):
+        for cell in (*table_cells(study), *perturbed_cells(study)):
             first, *rest = vars(cell).values()
             values = [first, study.split, *rest]
             writer.writerow(
                 "" if isinstance(v, float) and not math.isfinite(v) else v for v in values
             )
     return out.getvalue()
-
-
-def table_markdown(studies: Sequence[StudyContents]) -> str:
-    """Table 1 and the contrasts, a section for each study."""
-    parts = []
-    for study in studies:
-        parts.append(f"## {_plain(study.heading)} ({study.version})\n")
-        cells = table_cells(study)
-        if not cells:
-            parts.append("No radius has been summarised yet.\n")
-            continue
-        columns = table_columns(study)
-        rows = [["", *(COLUMN_TITLES[column] for column in columns)]]
-        for start in range(0, len(cells), len(columns)):
-            line = cells[start : start + len(columns)]
-            name = f"{PARAMETER_TITLES[line[0].parameters]}, {_plain(line[0].group)} labels"
-            rows.append([name, *("<br>".join([f"**{c.headline()}**", *c.details()]) for c in line)])
-        parts += [_markdown_rows(rows), NOTE + "\n"]
-        against = [[_plain(text) for text in contrast.texts()] for contrast in contrasts(study)]
-        if against:
-            header = [_plain(text) for text in contrast_header(study)]
-            parts.append(_markdown_rows([header, *against]))
-    return "\n".join(parts)
 
 
 def _published(study: StudyContents, parameters: str, group: str) -> Cell:
@@ -266,8 +259,8 @@ def _published(study: StudyContents, parameters: str, group: str) -> Cell:
     )  # fmt: skip
 
 
-def _measured(study: StudyContents, parameters: str, group: str, column: str) -> Cell:
-    """One group's numbers from the summary."""
+def measured_cell(study: StudyContents, parameters: str, group: str, column: str) -> Cell:
+    """One group's numbers in one column of the summary."""
     assert study.summary is not None
     cell = study.summary.sel(column=column, parameters=parameters, group=group)
     low, high = cell["group_interval"].values
@@ -294,16 +287,3 @@ def _measured(study: StudyContents, parameters: str, group: str, column: str) ->
         not_reached=int(cell["not_reached"]),
         excluded=int(cell["excluded"]),
     )
-
-
-def _markdown_rows(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = [f"| {' | '.join(row)} |" for row in rows]
-    rule = "|" + " --- |" * len(rows[0])
-    return "\n".join([head, rule, *body]) + "\n"
-
-
-def _plain(text: str) -> str:
-    """Text from the store that cannot break a Markdown table or smuggle in HTML."""
-    for sign, harmless in {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "\n": " "}.items():
-        text = text.replace(sign, harmless)
-    return text

@@ -64,7 +64,17 @@ def test_jobs_get_what_they_depend_on_and_are_recorded(store: Store) -> None:
     assert store.done("network", _job("e", d).digest)
 
 
-def test_the_longest_chain_goes_first(store: Store) -> None:
+@pytest.mark.parametrize(
+    ("workers", "expected"),
+    [
+        # All that may run at once is submitted before anything is done; then the chain goes on.
+        (2, ["first", "short0", "second", "short1", "short2"]),
+        (1, ["short0", "short1", "short2", "first", "second"]),
+    ],
+)
+def test_several_workers_begin_with_the_longest_chain_and_one_keeps_to_the_plan(
+    store: Store, workers: int, expected: list[str]
+) -> None:
     short = [_job(f"short{n}") for n in range(3)]
     first = _job("first", kind="train", units=1000)
     second = _job("second", first, kind="train", units=1000)
@@ -73,11 +83,12 @@ def test_the_longest_chain_goes_first(store: Store) -> None:
         [*short, first, second],
         store,
         Serial(),
+        workers=workers,
         work=_name,
         listener=lambda event, job, seconds: events.append((event, job.label)),
     )
     order = [label for event, label in events if event == "started"]
-    assert order == ["first", "second", "short0", "short1", "short2"]
+    assert order == expected
 
 
 def test_a_failure_stops_only_what_needs_it(store: Store) -> None:

@@ -41,7 +41,7 @@ def run(
         return
     with plan.store.lock():
         plan = look()
-        count = 1 if executor == "serial" else workers or default_workers()
+        count = 1 if executor == "serial" else workers or default_workers(plan.study.run.device)
         try:
             _compute(plan, executor, count)
         except KeyboardInterrupt:
@@ -51,7 +51,7 @@ def run(
                 " same command again to go on"
             ) from None
         if not only and not _report_is_fresh(plan):
-            print(f"report: {_write_report(plan.store, name)}")
+            print(f"report: {write_own_report(plan.store, name)}")
     print(f"{name}: done, results are in {out}")
 
 
@@ -119,17 +119,8 @@ def _describe(store: Store, network: Job) -> str:
     return f"{about['group']}/{about['network']}: {about['outcome']}, {matched}"
 
 
-def report(study: str, *, out: Path) -> None:
-    """`flatminima report`."""
-    is_file = study.endswith(".toml") or Path(study).is_file()
-    name = load_study(study).name if is_file else study
-    store = Store(out)
-    with store.lock():
-        print(_write_report(store, name))
-
-
-def _write_report(store: Store, name: str) -> Path:
-    """Write a report, and remember what it was made of."""
+def write_own_report(store: Store, name: str) -> Path:
+    """Write the report of one study into its store, and remember what it was made of."""
     from flatminima.report import write_report
 
     page = write_report(store, [name], store.report_folder(name))

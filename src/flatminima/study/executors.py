@@ -159,7 +159,9 @@ def execute(
 ) -> None:
     """Do all `jobs`, each after those it depends on, and write what they yield to the store.
 
-    Jobs on the longest remaining chain go first. A job that fails stops only those that need it.
+    With several workers, jobs on the longest remaining chain go first; one worker finishes network
+    after network in the order of the plan, so that a run that is cut short has whole ones. A job
+    that fails stops only those that need it.
 
     Args:
         jobs: Unfinished jobs; what they depend on is among them or in the store.
@@ -181,7 +183,8 @@ def execute(
         {job.digest: [d for d in job.dependencies if d in pending] for job in jobs}
     )
     order.prepare()
-    rank = {digest: number for number, digest in enumerate(_most_urgent_first(jobs))}
+    queue = _most_urgent_first(jobs) if workers > 1 else list(pending)
+    rank = {digest: number for number, digest in enumerate(queue)}
     ready: list[tuple[int, str]] = []
     running: dict[Future[Outcome], tuple[Job, str]] = {}
     errors: dict[str, BaseException] = {}

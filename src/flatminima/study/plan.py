@@ -67,8 +67,9 @@ def plan_study(study: Study) -> list[Job]:
         return jobs.setdefault(job.digest, job)
 
     networks: dict[str, list[Job]] = {}
-    for group in study.groups:
-        for seed in _seeds(study):
+    # The groups in turn: when a run is cut short, what is finished can be compared.
+    for seed in _seeds(study):
+        for group in study.groups:
             chain = [add(job) for job in _chain(study, group, seed)]
             networks.setdefault(group.name, []).append(add(_network(group, seed, chain)))
     if study.surface is not None:

@@ -93,8 +93,10 @@ def make_plan(
     return Plan(study, store, jobs, needed(jobs, done, kinds))
 
 
-def default_workers() -> int:
-    """One process per usable core, at most eight: enough for 3 + 3 networks and the driver."""
+def default_workers(device: str = "cpu") -> int:
+    """One process per usable core, at most eight; one alone where an accelerator does the work."""
+    if device != "cpu":
+        return 1
     return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
 
 
@@ -116,7 +118,11 @@ def run_plan(
     if not plan.todo:
         return
     fetch(plan.study.data.dataset)  # once, before several workers ask for it
-    count = 1 if executor == "serial" else min(workers or default_workers(), len(plan.todo))
+    count = (
+        1
+        if executor == "serial"
+        else min(workers or default_workers(plan.study.run.device), len(plan.todo))
+    )
 
     def tell(event: Event, job: Job, seconds: float) -> None:
         if event == "finished" and job.kind == "network":

@@ -78,8 +78,9 @@ def _load_split(data_json: str, split: str, device: str) -> "Dataset":
 
 def make_landscape(settings: Mapping[str, Any], split: str) -> "Landscape":
     """The landscape of a tile's, surface's or radius's settings, kept for the next job."""
-    names = ("data", "model", "batchnorm", "run")
-    return _make_landscape(canonical({name: settings[name] for name in names}).decode(), split)
+    names = ("data", "model", "batchnorm", "recompute", "run")
+    used = {name: settings[name] for name in names if name in settings}
+    return _make_landscape(canonical(used).decode(), split)
 
 
 @lru_cache(maxsize=2)
@@ -101,6 +102,7 @@ def _make_landscape(settings_json: str, split: str) -> "Landscape":
         precision=run["precision"],
         batch_size=run["batch_size"],
         device=run["device"],
+        **{f"recompute_{name}": value for name, value in settings.get("recompute", {}).items()},
     )
 
 
@@ -209,7 +211,7 @@ def _surface(settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> dict[st
     import numpy as np
     import xarray as xr
 
-    from flatminima.landscape import Losses, assemble_surface
+    from flatminima.landscape import Losses, assemble_surface, stored_losses
 
     about = {name: settings[name] for name in ("group", "checkpoint", "split")}
     found = make_plane(settings, [item for item in inputs if "tile.zarr/.zattrs" not in item])
@@ -234,7 +236,8 @@ def _surface(settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> dict[st
         batchnorm=minima.batchnorm,
         samples=minima.samples,
     )
-    surface = assemble_surface(grid, losses, landscape).assign_attrs(about)
+    stored = stored_losses(landscape, plane)
+    surface = assemble_surface(grid, losses, landscape, stored=stored).assign_attrs(about)
     return dataset_to_files("surface.zarr", surface)
 
 
@@ -252,6 +255,9 @@ def _radius(settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> dict[str
     if problem:
         return dataset_to_files("radius.zarr", xr.Dataset(attrs=about | problem))
     options = {name: settings[name] for name in ("step", "tolerance") if name in settings}
+    perturbed = settings["protocol"] == "stepwise_perturb"
+    if perturbed:
+        options["buffers"] = "perturb"
     radii = flatness_radius(
         make_landscape(settings, settings["split"]),
         _weights(settings["checkpoint"], inputs[0]),
@@ -260,7 +266,7 @@ def _radius(settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> dict[str
         first=settings["first"],
         seed=settings["seed"],
         parameters=settings["parameters"],
-        protocol=settings["protocol"],
+        protocol="stepwise" if perturbed else settings["protocol"],
         max_radius=settings["max_radius"],
         **options,
     )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from flatminima import __version__
-from flatminima.cli import _run
+from flatminima.cli import _report, _run
 from flatminima.cli._text import size
 
 app = typer.Typer(
@@ -138,11 +138,23 @@ def status(study: StudyFile, out: Out = Path("runs")) -> None:
 
 @app.command()
 def report(
-    study: Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or its name.")],
+    studies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STUDY", help="Study files or names, or folders of stores (results/x)."
+        ),
+    ],
     out: Out = Path("runs"),
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the report goes, by default into the store; needed for several stores.",
+        ),
+    ] = None,
 ) -> None:
-    """Write a study's report anew from what is stored."""
-    _run.report(study, out=out)
+    """Write the report of a study, or of several on one page, anew from what is stored."""
+    _report.report(studies, out=out, to=to)
 
 
 @app.command()

@@ -318,3 +318,13 @@ def test_harmonic_form_has_no_bias_on_a_quadratic(spectrum, bias):
     cell = summary.sel(column="measured_end").squeeze()
     assert_allclose(cell["harmonic"], truth, rtol=0.01)
     assert_allclose(cell["mean"], bias * truth, rtol=0.01)
+
+
+def test_one_group_without_spread_is_compared_by_the_others():
+    """All of its networks at one limit: its mean is then known, and the others' spread decides."""
+    spread = np.array([1.0, 1.2, 1.7])
+    (low, high), p_value = welch(np.full(3, 2.0), spread)
+    alone = stats.ttest_1samp(spread, 2.0)
+    bounds = alone.confidence_interval(0.95)
+    np.testing.assert_allclose([low, high], [2.0 - bounds.high, 2.0 - bounds.low], rtol=1e-12)
+    np.testing.assert_allclose(p_value, alone.pvalue, rtol=1e-12)

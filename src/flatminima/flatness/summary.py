@@ -6,6 +6,7 @@ therefore computed on the networks' means, by Welch's t (`scipy.stats.ttest_ind`
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -384,6 +385,9 @@ def welch(
     """
     if min(len(first), len(second)) < 2 or _no_spread(first, second):
         return (np.nan, np.nan), np.nan
-    result = stats.ttest_ind(first, second, equal_var=False)
+    with warnings.catch_warnings():
+        # One group alone may be without spread (all its networks censored at one limit).
+        warnings.filterwarnings("ignore", "Precision loss occurred", RuntimeWarning)
+        result = stats.ttest_ind(first, second, equal_var=False)
     bounds = result.confidence_interval(_CONFIDENCE)
     return (float(bounds.low), float(bounds.high)), float(result.pvalue)

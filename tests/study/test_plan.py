@@ -210,3 +210,16 @@ def test_further_splits_are_measured_beside_the_first(smallest: Make) -> None:
     for kind in ("surface", "radius", "summary"):
         splits = [job for job in both if job.kind == kind]
         assert len(splits) == 2 * len([job for job in alone if job.kind == kind])
+
+
+def test_radii_are_measured_at_the_checkpoints_asked_for(smallest: Make) -> None:
+    both, matched = (
+        {
+            (job.settings["protocol"], job.settings["checkpoint"]): job.digest
+            for job in _plan(smallest(radius={"checkpoints": checkpoints}))
+            if job.kind == "radius"
+        }
+        for checkpoints in (["end", "matched"], ["matched"])
+    )
+    assert set(both) - set(matched) == {("crossing", "end")}
+    assert matched.items() <= both.items()

@@ -187,7 +187,10 @@ class Surface(_Table):
 
 
 class Radius(_Table):
-    """`[radius]`: the flatness radius, in blocks of `block` directions."""
+    """`[radius]`: the flatness radius, in blocks of `block` directions.
+
+    `crossing` is measured at every one of `checkpoints`; the published protocol knows the end only.
+    """
 
     directions: Annotated[int, _COUNT] = 20
     seed: int = 0
@@ -196,6 +199,7 @@ class Radius(_Table):
     block: Annotated[int, _COUNT] = 5
     parameters: list[Parameters] = ["all", "top"]
     protocols: list[Protocol] = ["crossing", "stepwise"]
+    checkpoints: Annotated[list[Checkpoint], Field(min_length=1)] = ["end", "matched"]
     steps: dict[Parameters, Annotated[float, _POSITIVE]] = {"all": 1.0, "top": 0.2}
     max_radius: Annotated[float, _POSITIVE] | None = None
 
@@ -203,6 +207,7 @@ class Radius(_Table):
     def _check(self) -> "Radius":
         _distinct(self.parameters, "parameters")
         _distinct(self.protocols, "protocols")
+        _distinct(self.checkpoints, "checkpoints")
         missing = [name for name in self.parameters if name not in self.steps]
         if {"stepwise", "stepwise_perturb"} & set(self.protocols) and missing:
             raise ValueError(f"expected a step for {missing[0]!r}, got none; add it to steps")

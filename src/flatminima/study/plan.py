@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flatminima.data.sources import data_digest
-from flatminima.study.config import Group, Parameters, Study, Surface
+from flatminima.study.config import Checkpoint, Group, Parameters, Study, Surface
 from flatminima.study.job import Job
 
 RESULTS = ("network", "surface", "summary")
@@ -316,7 +316,8 @@ def _radii(study: Study, group: Group, split: str, seed: int, network: Job) -> I
     assert radius is not None
     for protocol in radius.protocols:
         # The published protocol knows no matched checkpoint: it is repeated as it was.
-        for checkpoint in ("end", "matched") if protocol == "crossing" else ("end",):
+        checkpoints: list[Checkpoint] = radius.checkpoints if protocol == "crossing" else ["end"]
+        for checkpoint in checkpoints:
             # The published fault concerns walks that move everything.
             moved: list[Parameters] = (
                 ["all"] if protocol == "stepwise_perturb" else radius.parameters

@@ -4,9 +4,10 @@ import errno
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from flatminima import __version__
 from flatminima.cli import _report, _run
@@ -186,8 +187,21 @@ def publish(
     _run.publish(study, folder, out=out, weights=weights)
 
 
-@app.command()
-def datasets() -> None:
+class _ListsByDefault(TyperGroup):
+    """Lists where no other command is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ["list"])
+
+
+_datasets = typer.Typer(
+    cls=_ListsByDefault, help="List the built-in data sets, or carry one to another machine."
+)
+app.add_typer(_datasets, name="datasets")
+
+
+@_datasets.command("list")
+def list_datasets() -> None:
     """List the built-in data sets: what is cached, from where, and whether it is intact."""
     from flatminima.data.sources import cached_files
 
@@ -198,3 +212,36 @@ def datasets() -> None:
             f"{record.dataset:14} {record.state:9} {length:>8}  {record.file:30} "
             f"{record.origin or '-'}  {place}"
         )
+
+
+@_datasets.command()
+def pack(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set, for example cifar10.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The pieces go to DIR/NAME.")],
+) -> None:
+    """Write a data set as pieces below 48 MiB, for a machine without a network."""
+    from flatminima.data import carry
+
+    pieces = carry.pack(name, folder)
+    total = size(sum(piece.stat().st_size for piece in pieces))
+    print(f"{name}: {len(pieces)} pieces, {total}, and {carry.SUMS} are in {pieces[0].parent}")
+
+
+@_datasets.command()
+def unpack(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder given to pack.")],
+) -> None:
+    """Put carried pieces into the cache, as far as they have come, each only if it is official."""
+    from flatminima.data import carry
+
+    arrivals = carry.unpack(folder)
+    for came in arrivals:
+        print(
+            f"{came.dataset}: {len(came.in_place)} of {len(came.in_place) + len(came.missing)} "
+            f"files are in place in {came.folder}: {', '.join(came.in_place) or 'none'}"
+        )
+        if came.missing:
+            print(f"{came.dataset}: still missing: {', '.join(came.missing)}")
+    refused = [line for came in arrivals for line in came.refused]
+    if refused:
+        raise ValueError("; ".join(refused))

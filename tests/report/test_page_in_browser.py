@@ -20,7 +20,7 @@ _FLAGS = [
     "--enable-unsafe-swiftshader",
     "--disable-background-networking",
 ]
-_DRAWN = "document.querySelectorAll('.scene[data-ready]').length === 2"
+_DRAWN = "n => document.querySelectorAll('.scene[data-ready]').length === n"
 _SLOW = 120_000  # milliseconds: software rendering on a busy machine
 SIZES = {"laptop": (1280, 800), "phone": (390, 844)}
 
@@ -42,13 +42,26 @@ def report(synthetic_store: Callable[..., Store], tmp_path_factory: pytest.TempP
     return write_report(synthetic_store(), ["synthetic"], tmp_path_factory.mktemp("browser"))
 
 
+@pytest.fixture(scope="module")
+def both(synthetic_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of two data sets, one of them with planes under three BatchNorm policies."""
+    mnist = synthetic_store(name="mnist", resolution=6)
+    cifar = synthetic_store(
+        name="cifar", resolution=8, dataset="cifar10", policies=("keep", "interpolate")
+    )
+    out = tmp_path_factory.mktemp("both")
+    return write_report(mnist, ["mnist"], out, beside=[(cifar, "cifar")])
+
+
 @pytest.fixture
 def open_page(browser: Any, report: Path) -> Iterator[Callable[..., Any]]:
     """Opens the report; afterwards nothing may have gone wrong or asked for anything outside."""
     wrong: list[str] = []
     contexts = []
 
-    def open_at(size: str = "laptop", scheme: str = "light") -> Any:
+    def open_at(
+        size: str = "laptop", scheme: str = "light", path: Path = report, scenes: int = 2
+    ) -> Any:
         width, height = SIZES[size]
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme
@@ -64,8 +77,8 @@ def open_page(browser: Any, report: Path) -> Iterator[Callable[..., Any]]:
                 None if r.url.startswith(("file:", "data:", "blob:")) else wrong.append(r.url)
             ),
         )
-        page.goto(report.as_uri())
-        page.wait_for_function(_DRAWN)
+        page.goto(path.as_uri())
+        page.wait_for_function(_DRAWN, arg=scenes)
         return page
 
     yield open_at
@@ -160,3 +173,23 @@ def test_fits_the_screen_and_follows_the_theme(
     theme.click()
     assert page.evaluate(colour) != first
     assert theme.get_attribute("aria-pressed") == str(scheme == "light").lower()
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("laptop", "light"), ("phone", "dark")])
+def test_a_page_of_several_studies_fits_the_screen(
+    open_page: Callable[..., Any], both: Path, size: str, scheme: str
+) -> None:
+    page = open_page(size, scheme, both, scenes=4)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    # Two planes of one data set, and two under three policies.
+    boxes = [figure.bounding_box() for figure in page.locator("#_figures svg").all()]
+    assert len(boxes) == 2 + 2 * 3
+    width, _ = SIZES[size]
+    assert all(box["width"] > 200 and box["x"] + box["width"] <= width for box in boxes)
+    rows = {round(box["y"]) for box in boxes}
+    assert len(rows) == {"laptop": 3, "phone": 8}[size]
+    scroll = "e => [e.scrollWidth, e.clientWidth]"
+    needed, given = page.locator("#_table-1 .scroll").evaluate(scroll)
+    assert (needed <= given) == (size == "laptop")
+    for link in page.locator("header nav a").all():
+        assert page.locator(f"[id='{link.get_attribute('href')[1:]}']").count() == 1

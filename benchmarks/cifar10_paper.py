@@ -3,6 +3,8 @@
     python benchmarks/cifar10_paper.py --out results/cifar10-paper
     python benchmarks/cifar10_paper.py --device cuda --out results/cifar10-paper
 
+On a processor, seconds are those of the process itself (CPU time), which a busy machine changes little.
+
 It trains one network of `studies/cifar10-paper.toml` for one epoch, at full size and by its recipe,
 evaluates one point of a plane under `recompute` and one under `keep`, measures the memory that each
 took, and reckons the whole study from these. It writes `cost-DEVICE.json`.
@@ -40,14 +42,15 @@ def measured(device: torch.device, what: Callable[[], Any]) -> tuple[Any, float,
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-    start = time.perf_counter()
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    start = clock()
     result = what()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         peak = torch.cuda.max_memory_allocated(device)
     else:
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return result, time.perf_counter() - start, peak / 2**30
+    return result, clock() - start, peak / 2**30
 
 
 def settings_on(device: str, threads: int) -> Any:

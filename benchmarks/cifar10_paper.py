@@ -3,7 +3,7 @@
     python benchmarks/cifar10_paper.py --out results/cifar10-paper
     python benchmarks/cifar10_paper.py --device cuda --out results/cifar10-paper
 
-On a processor, seconds are those of the process itself (CPU time), which a busy machine changes little.
+On a processor, seconds are CPU time of the process, which a busy machine changes little.
 
 It trains one network of `studies/cifar10-paper.toml` for one epoch, at full size and by its recipe,
 evaluates one point of a plane under `recompute` and one under `keep`, measures the memory that each

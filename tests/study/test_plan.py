@@ -195,6 +195,16 @@ def test_auto_is_settled_once(smallest: Make) -> None:
     assert resolve(parse_study(smallest(run={"batch_size": 9})), earlier).run.batch_size == 9
     other = smallest(model={"settings": {"sizes": [64, 7, 10]}})
     assert resolve(parse_study(other), earlier).run.batch_size == study.run.batch_size
+    elsewhere = resolve(parse_study(smallest(run={"device": "cuda"})), earlier)
+    assert elsewhere.run.batch_size > study.run.batch_size
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cpu", "float32"), ("cuda", "bfloat16")])
+def test_half_precision_is_for_where_there_is_an_accelerator(
+    smallest: Make, device: str, precision: str
+) -> None:
+    settings = smallest(training={"precision": "auto"}, run={"device": device})
+    assert resolve(parse_study(settings)).training.precision == precision
 
 
 def test_the_stored_settings_are_a_study_again(smallest: Make) -> None:

@@ -23,6 +23,8 @@ RECOMPUTE_BATCH = 100
 
 # Images per batch where the study says "auto": activations of this many stay in a core's cache.
 _BATCH_SIZE = {"mlp": 500, "vgg16": 100}
+# An accelerator wants many more at once (a guess: not measured on one yet).
+_ACCELERATOR_BATCH_SIZE = 1000
 
 
 # In what a training step computes where the study says "auto": in half precision where an
@@ -39,12 +41,7 @@ def resolve(study: Study, earlier: Mapping[str, Any] | None = None) -> Study:
     """
     run: dict[str, Any] = {}
     if study.run.batch_size == "auto":
-        same_model = earlier is not None and earlier["model"] == study.model.model_dump()
-        run["batch_size"] = (
-            earlier["run"]["batch_size"]
-            if earlier is not None and same_model
-            else _BATCH_SIZE[study.model.name]
-        )
+        run["batch_size"] = _batch_size(study, earlier)
     resolved: dict[str, Any] = {"run": study.run.model_copy(update=run)}
     if study.training.precision == "auto":
         precision = _TRAINING_PRECISION[study.run.device]
@@ -53,6 +50,17 @@ def resolve(study: Study, earlier: Mapping[str, Any] | None = None) -> Study:
         # A plane through minima combines several states; see `Landscape`.
         resolved["surface"] = study.surface.model_copy(update={"batchnorm": "recompute"})
     return study.model_copy(update=resolved)
+
+
+def _batch_size(study: Study, earlier: Mapping[str, Any] | None) -> int:
+    """What "auto" means: as in an earlier run of this network on this device, or the usual."""
+    if (
+        earlier is not None
+        and earlier["model"] == study.model.model_dump()
+        and earlier["run"]["device"] == study.run.device
+    ):
+        return int(earlier["run"]["batch_size"])
+    return _BATCH_SIZE[study.model.name] if study.run.device == "cpu" else _ACCELERATOR_BATCH_SIZE
 
 
 def plan_study(study: Study) -> list[Job]:

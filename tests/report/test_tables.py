@@ -16,7 +16,7 @@ from flatminima.report.page import build_page
 from flatminima.report.page_overview import figure_planes
 from flatminima.report.perturbed import perturbed_rows
 from flatminima.report.published import PUBLISHED
-from flatminima.report.setting import deviations, end_note, setting_note
+from flatminima.report.setting import deviations, end_note, setting_note, short_name
 from flatminima.report.tables import (
     contrasts,
     table_cells,
@@ -210,6 +210,11 @@ def test_the_published_settings_depart_from_nothing(study: StudyContents) -> Non
         assert deviations(same) == []
         assert setting_note(same) == "The published setting."
         assert same.version == "full version"
+        assert short_name(same) == {"mnist": "MNIST", "cifar10": "CIFAR-10"}[dataset]
+    assert short_name(study) == "MNIST (quick version)"
+    half = {**same.section("training"), "precision": "bfloat16"}
+    (apart,) = deviations(replace(same, settings={**same.settings, "training": half}))
+    assert apart == "trained in bfloat16 (published: float32)"
     own = replace(study, settings={**study.settings, "report": {}})
     assert setting_note(own) == ""
 

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from flatminima.report import style
 from flatminima.report.contents import COLUMNS, PARAMETERS, PERTURBED_PROTOCOL, StudyContents
 from flatminima.report.published import PUBLISHED
+from flatminima.report.setting import short_name
 
 ORDER = ("measured_matched", "measured_end", "as_published")
 """The primary comparison first."""
@@ -34,7 +35,7 @@ def radii_figure(studies: Sequence[StudyContents]) -> Figure:
             if axes is not line[0]:
                 axes.set_ylabel("")
             if len(studies) > 1:
-                axes.set_title(f"{study.heading}: {axes.get_title('left')}")
+                axes.set_title(f"{short_name(study)}\n{axes.get_title('left')}")
     handles = [handle for study in studies for handle in legend_handles(study)]
     unique = list({str(handle.get_label()): handle for handle in handles}.values())
     figure.legend(handles=unique, loc="outside lower center", ncols=3)

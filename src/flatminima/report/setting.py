@@ -25,6 +25,14 @@ def dataset_name(study: StudyContents) -> str:
     return DATASETS.get(name, name)
 
 
+def short_name(study: StudyContents) -> str:
+    """What sets a study apart over a panel: "CIFAR-10 (reduced version, test split)"."""
+    apart = [] if study.version == "full version" else [study.version]
+    if study.split != "train":
+        apart.append(f"{study.split} split")
+    return dataset_name(study) + (f" ({', '.join(apart)})" if apart else "")
+
+
 def deviations(study: StudyContents) -> list[str]:
     """Where the study departs from the published setting, each "ours (published: theirs)".
 
@@ -114,6 +122,8 @@ def _deviations(study: StudyContents, published: PublishedSetting) -> Iterator[s
     if augment != published.augment:
         theirs_too = AUGMENTATIONS[published.augment]
         yield f"{AUGMENTATIONS.get(augment, augment)} (published: {theirs_too})"
+    if (precision := training.get("precision", "float32")) != "float32":
+        yield f"trained in {precision} (published: float32)"
     if (networks := training.get("networks", NETWORKS)) != NETWORKS:
         yield f"{networks} networks a group (published: {NETWORKS})"
     yield from _label_deviations(study)

@@ -78,8 +78,8 @@ def surfaces_figure(rows: Sequence[Row], title: Title = surface_title) -> Figure
             assert isinstance(axes, Axes3D)
             _draw_relief(axes, surface.data, clip, norm)
             axes.text2D(
-                0.06, 0.93, title(study, surface),
-                transform=axes.transAxes, weight="bold", size=10.5,
+                0.06, 0.97, title(study, surface),
+                transform=axes.transAxes, weight="bold", size=10.5, va="top",
             )  # fmt: skip
     bar = figure.add_axes(
         (1 - 0.66 / figure.get_figwidth(), 0.24, 0.13 / figure.get_figwidth(), 0.5)

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from flatminima.report import style
 from flatminima.report.contents import Network, StudyContents
+from flatminima.report.setting import short_name
 
 QUANTITIES = ("loss", "accuracy")
 
@@ -22,7 +23,7 @@ def training_figure(studies: Sequence[StudyContents]) -> Figure:
         for axes, quantity in zip(line, QUANTITIES, strict=True):
             draw_curves(axes, study, quantity)
             if len(studies) > 1:
-                axes.set_title(f"{study.title}: {axes.get_title('left')}")
+                axes.set_title(f"{short_name(study)}: {axes.get_title('left')}")
     handles = [handle for study in studies for handle in legend_handles(study)]
     unique = list({str(handle.get_label()): handle for handle in handles}.values())
     figure.legend(handles=unique, loc="outside lower center", ncols=len(unique))

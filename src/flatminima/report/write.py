@@ -14,7 +14,7 @@ from flatminima.report.markdown import table_markdown
 from flatminima.report.page import build_page
 from flatminima.report.page_overview import figure_planes, figure_title
 from flatminima.report.radii import radii_figure
-from flatminima.report.setting import dataset_name
+from flatminima.report.setting import short_name
 from flatminima.report.surfaces import (
     Row,
     Title,
@@ -127,7 +127,12 @@ def _overview(contents: Sequence[StudyContents]) -> Iterator[tuple[str, Figure, 
 
     def title(study: StudyContents, surface: Surface) -> str:
         name = figure_title(numbers[study.name, surface.group], study, surface)
-        return f"{name}, {surface.policy}" if study.planes() else name
+        beside = [planes for planes in study.planes() if planes[0].place == surface.place]
+        if not beside:
+            return name
+        # The others of a row stand beside the first, which is named in full.
+        first = surface is beside[0][0]
+        return f"{name}, {surface.policy}" if first else f"the same under {surface.policy}"
 
     made = _made(rows)
     if made:
@@ -140,14 +145,14 @@ def _made(rows: Iterable[Row]) -> list[Row]:
 
 
 def _plane_title(study: StudyContents, surface: Surface) -> str:
-    return f"{surface_title(study, surface)}: {policy_title(study, surface)}"
+    return f"{surface_title(study, surface)}\n{policy_title(study, surface)}"
 
 
 def _titled(contents: Sequence[StudyContents], title: Title) -> Title:
-    """A title that names the data set too where there are several studies."""
+    """A title that names the study too where there are several."""
     if len(contents) == 1:
         return title
-    return lambda study, surface: f"{dataset_name(study)}, {title(study, surface)}"
+    return lambda study, surface: f"{short_name(study)}\n{title(study, surface)}"
 
 
 def _joined(texts: Sequence[tuple[StudyContents, str]]) -> str:

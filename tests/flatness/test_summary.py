@@ -177,6 +177,17 @@ def test_a_column_that_was_not_asked_for_is_not_measured():
     assert said(summary).startswith("Only the published protocol was repeated")
 
 
+def test_the_published_walk_compares_at_the_end_where_crossings_were_not_asked_for():
+    radius = {"parameters": ["all"], "protocols": ["crossing", "stepwise"]}
+    summary, _ = study(apart, radius={**radius, "checkpoints": ["matched"]})
+    assert_array_equal(summary["status"].sel(column="measured_end"), 3)
+    text = said(summary)
+    assert "At the end of training, by the published walk, with the train losses" in text
+    assert "that at the end of training is at matched epochs" in text
+    both, _ = study(apart, radius=radius)
+    assert "by the published walk" not in said(both)
+
+
 def test_a_network_on_a_spike_of_its_loss_is_seen_in_the_sentences():
     histories = [
         history(group, n, last=0.9 if (group, n) == ("random", 1) else 0.02)

@@ -10,7 +10,7 @@ from typing import SupportsFloat
 import numpy as np
 import xarray as xr
 
-from flatminima.flatness._asides import PERTURBED
+from flatminima.flatness._asides import PERTURBED, end_column
 
 # What the published table says of the top layer of the MNIST network, against its own trend.
 _PUBLISHED_EXCEPTION = {"mnist": "The published exception, a larger top-layer radius for {second},"}
@@ -94,7 +94,8 @@ def _matched(summary: xr.Dataset) -> list[str]:
 
 def _at_end(summary: xr.Dataset) -> list[str]:
     """The comparison at the end of training, at whatever losses the groups ended with."""
-    column = summary.sel(column="measured_end")
+    name = end_column(summary)
+    column = summary.sel(column=name)
     if not _comparable(column):
         return []
     cells = [column.sel(parameters=parameters) for parameters in column["parameters"].values]
@@ -103,9 +104,10 @@ def _at_end(summary: xr.Dataset) -> list[str]:
         f"{_relative(cell)})"
         for cell in cells
     ]
+    how = "" if name == "measured_end" else " by the published walk,"
     return [
-        f"At the end of training, with the train losses the groups ended with ({_losses(column)}; "
-        f"{_sizes(column)}), {', and '.join(clauses)}."
+        f"At the end of training,{how} with the train losses the groups ended with "
+        f"({_losses(column)}; {_sizes(column)}), {', and '.join(clauses)}."
     ]
 
 
@@ -113,7 +115,7 @@ def _which(summary: xr.Dataset) -> list[str]:
     """Which comparison is at matched loss and is the primary one, and which at matched epochs."""
     if "matched_epochs" not in summary.attrs:
         return []
-    measured = (summary["status"].sel(column="measured_end") == 0).any("parameters")
+    measured = (summary["status"].sel(column=end_column(summary)) == 0).any("parameters")
     epochs = summary["epochs"].where(measured)
     ranges = [_span(epochs.sel(group=group), ".0f") for group in _groups(summary)]
     if summary.attrs["matched_epochs"]:

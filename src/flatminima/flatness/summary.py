@@ -60,8 +60,8 @@ def summarise(
     Args:
         settings: The study's settings as plain mappings in the form of the study file; read are
             `name`, `data` (dataset, split), `groups` (name, noise), `training` (match_loss,
-            augment), `radius` (threshold, parameters, protocols), `summary` (exclude) and `report`
-            (published).
+            augment), `radius` (threshold, parameters, protocols, checkpoints), `summary` (exclude)
+            and `report` (published).
         networks: The training history of every network, as in `Minimum.history`, with the
             attributes `group` and `network` (its seed) beside `outcome` and `matched_epoch`.
         radii: What `merge_radii` returned. A network is left out if its outcome is one that
@@ -208,6 +208,8 @@ def _fill_network(
     wanted = protocol in settings["radius"]["protocols"] and (
         checkpoint == "end" or settings["training"]["match_loss"] is not None
     )
+    if protocol == "crossing":
+        wanted = wanted and checkpoint in settings["radius"].get("checkpoints", [checkpoint])
     for parameters in summary["parameters"].values:
         at = {"column": column, "parameters": parameters, "group": group, "network": seed}
         key = {

@@ -376,16 +376,19 @@ def _summary(study: Study, split: str, networks: Sequence[Job], radii: Sequence[
     }
     if study.training.augment != "none":
         training["augment"] = study.training.augment
+    radius: dict[str, Any] = {
+        "threshold": study.radius.threshold,
+        "parameters": study.radius.parameters,
+        "protocols": study.radius.protocols,
+    }
+    if set(study.radius.checkpoints) != {"end", "matched"}:
+        radius["checkpoints"] = study.radius.checkpoints
     settings = {
         "name": study.name,
         "data": {"dataset": study.data.dataset, "split": split},
         "groups": [{"name": group.name, "noise": group.noise} for group in study.groups],
         "training": training,
-        "radius": {
-            "threshold": study.radius.threshold,
-            "parameters": study.radius.parameters,
-            "protocols": study.radius.protocols,
-        },
+        "radius": radius,
         "summary": study.summary.model_dump(),
         "report": {"published": study.report.published},
     }

@@ -82,6 +82,73 @@ def test_the_readme_shows_the_published_table_and_answer(store):
         assert sentence in plain
 
 
+@pytest.fixture(scope="module")
+def small():
+    return Store(ROOT / "results" / "cifar10-small", create=False)
+
+
+def test_the_small_cifar10_study_is_whole_but_for_its_weights(small):
+    assert {kind: len(results(small, kind)) for kind in ("network", "surface", "summary")} == {
+        "network": 6,
+        "surface": 6,
+        "summary": 1,
+    }
+    count, faults = small.verify()
+    assert count > 0
+    assert faults == []
+    for record in small.records():
+        about = record["provenance"]
+        assert len(about["commit"]) == 40
+        assert about["dirty"] is False
+        if record["kind"] == "network":
+            assert sorted(record["left_out"]) == ["last.safetensors", "matched.safetensors"]
+
+
+def test_planes_of_the_small_cifar10_study_say_what_its_training_left(small):
+    histories = {
+        (history.attrs["group"], history.attrs["network"]): history
+        for history in (
+            small.open_payload("network", job["digest"], "history.zarr")
+            for job in results(small, "network")
+        )
+    }
+    seen = set()
+    for job in results(small, "surface"):
+        surface = small.open_payload("surface", job["digest"], "surface.zarr")
+        policy = surface.attrs["batchnorm"]
+        seen.add((surface.attrs["group"], policy, surface["loss"].shape))
+        stored = surface["anchor_stored_loss"].values
+        own = [
+            float(histories[surface.attrs["group"], seed].train_loss[-1])
+            for seed in range(len(stored))
+        ]
+        np.testing.assert_allclose(stored, own, rtol=1e-5, atol=1e-6)
+        if policy == "keep":  # the origin's statistics: its own loss there, and only there
+            np.testing.assert_allclose(surface["anchor_loss"].values[0], own[0], atol=1e-6)
+    assert seen == {
+        (group, policy, shape)
+        for group in ("natural", "random")
+        for policy, shape in (
+            ("recompute", (11, 11)),
+            ("keep", (11, 11)),
+            ("interpolate", (7, 7)),
+        )
+    }
+
+
+def test_the_readme_shows_the_small_cifar10_study_as_it_is(small):
+    table = (small.root / "reports" / "cifar10-small" / "table.md").read_text(encoding="utf-8")
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:6]
+    assert len(rows) == 4
+    for row in rows:
+        assert row in README
+    (summary,) = results(small, "summary")
+    sentences = small.open_payload("summary", summary["digest"], "summary.zarr").attrs["sentences"]
+    plain = " ".join(README.replace("\n> ", " ").split())
+    for sentence in json.loads(sentences):
+        assert sentence in plain
+
+
 def test_the_readme_quotes_the_look_into_the_difference():
     table = (ROOT / "results" / "mnist-fitted" / "table.md").read_text(encoding="utf-8")
     rows = [line.split(" | ") for line in table.splitlines() if "random labels |" in line]

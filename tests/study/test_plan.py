@@ -233,3 +233,18 @@ def test_radii_are_measured_at_the_checkpoints_asked_for(smallest: Make) -> None
     )
     assert set(both) - set(matched) == {("crossing", "end")}
     assert matched.items() <= both.items()
+
+
+def test_a_limit_of_the_top_layer_renames_its_radii_alone(smallest: Make) -> None:
+    without, limited = (
+        {
+            (job.settings["parameters"], job.digest): job.settings["max_radius"]
+            for job in _plan(smallest(radius=radius))
+            if job.kind == "radius"
+        }
+        for radius in ({}, {"max_radius": {"top": 40.0}})
+    )
+    assert set(without.values()) == {None}
+    for (parameters, digest), limit in limited.items():
+        assert limit == {"all": None, "top": 40.0}[parameters]
+        assert ((parameters, digest) in without) == (parameters == "all")

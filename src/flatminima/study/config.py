@@ -190,6 +190,7 @@ class Radius(_Table):
     """`[radius]`: the flatness radius, in blocks of `block` directions.
 
     `crossing` is measured at every one of `checkpoints`; the published protocol knows the end only.
+    `max_radius` is one limit, or one for "all" and "top" each; without it twice their norm.
     """
 
     directions: Annotated[int, _COUNT] = 20
@@ -201,7 +202,9 @@ class Radius(_Table):
     protocols: list[Protocol] = ["crossing", "stepwise"]
     checkpoints: Annotated[list[Checkpoint], Field(min_length=1)] = ["end", "matched"]
     steps: dict[Parameters, Annotated[float, _POSITIVE]] = {"all": 1.0, "top": 0.2}
-    max_radius: Annotated[float, _POSITIVE] | None = None
+    max_radius: (
+        Annotated[float, _POSITIVE] | dict[Parameters, Annotated[float, _POSITIVE]] | None
+    ) = None
 
     @model_validator(mode="after")
     def _check(self) -> "Radius":

@@ -322,6 +322,8 @@ def _radii(study: Study, group: Group, split: str, seed: int, network: Job) -> I
     """All blocks of directions of one network, under every protocol and checkpoint."""
     radius = study.radius
     assert radius is not None
+    given = radius.max_radius
+    limits = given if isinstance(given, dict) else dict.fromkeys(radius.parameters, given)
     for protocol in radius.protocols:
         # The published protocol knows no matched checkpoint: it is repeated as it was.
         checkpoints: list[Checkpoint] = radius.checkpoints if protocol == "crossing" else ["end"]
@@ -342,7 +344,7 @@ def _radii(study: Study, group: Group, split: str, seed: int, network: Job) -> I
                     "protocol": protocol,
                     "batchnorm": "keep",
                     "threshold": radius.threshold,
-                    "max_radius": radius.max_radius,
+                    "max_radius": limits.get(parameters),
                     "seed": radius.seed,
                     "run": _execution(study),
                 }

@@ -13,6 +13,7 @@ from flatminima.report.contents import StudyContents, Surface, read_study
 from flatminima.report.page import build_page
 from flatminima.report.page_planes import has_planes
 from flatminima.report.planes import plane_facts, stored_difference, what_to_see
+from flatminima.report.surfaces import surfaces_figure
 from flatminima.store import Store
 
 CONSTANT = math.log(10)
@@ -131,6 +132,17 @@ def test_the_page_draws_all_planes_with_their_holes_and_minima(study: StudyConte
     assert "\N{MINUS SIGN}0.0003" in section
     assert re.search(r"<th scope=\"row\">keep</th><td>8 by 8</td>", section)
     assert "Difference from those with the statistics that training left" in page
+
+
+def test_a_minimum_above_the_clip_is_pinned_to_the_plateau(study: StudyContents) -> None:
+    high = study.planes()[0][0]
+    assert high.data is not None
+    lifted = Surface(
+        high.group, "end", "train", high.data.assign(anchor_loss=("anchor", [0.01, 2.0, 7.9]))
+    )
+    (axes, *_) = surfaces_figure([(study, [lifted])]).axes
+    heights = [max(line.get_data_3d()[2]) for line in axes.lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(heights, [0.01, 2.0, study.clip])
 
 
 def test_a_caption_says_which_minima_have_no_basin(study: StudyContents) -> None:

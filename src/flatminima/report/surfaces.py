@@ -187,8 +187,9 @@ def _draw_relief(axes: Axes3D, data: xr.Dataset, clip: float, norm: Normalize) -
     axes.add_collection3d(_faces(relief, height, clip, norm, spans.max()))
     top = clip * 1.12
     for i, (u, v, loss) in enumerate(_anchors(data)):
-        axes.plot([u, u], [v, v], [loss, top], color=style.INK, lw=0.8, zorder=20)
-        axes.plot([u], [v], [loss], "o", ms=5.5, mfc=style.MARKER, mec="white", mew=0.9, zorder=21)
+        foot = np.minimum(loss, clip)  # under `keep` a minimum may stand on the plateau
+        axes.plot([u, u], [v, v], [foot, top], color=style.INK, lw=0.8, zorder=20)
+        axes.plot([u], [v], [foot], "o", ms=5.5, mfc=style.MARKER, mec="white", mew=0.9, zorder=21)
         axes.text(
             u, v, top, _anchor_label(i, loss),
             ha="center", va="bottom", size=8, color=style.ON_PLOT, bbox=_LABEL, zorder=22,

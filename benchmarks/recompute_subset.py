@@ -157,6 +157,9 @@ def draw(rows: list[dict[str, Any]], folder: Path, title: str) -> None:
             label={0: "inside the triangle"}.get(point) or (None if inside else "outside"),
         )
     axes.set(xscale="log", yscale="log", xlabel="examples that statistics are pooled over")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xticks(sorted({row["samples"] for row in rows})[:-1])
     axes.set(ylabel=f"|loss - loss with {rows[-1]['samples']:,} examples|", title=title)
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))

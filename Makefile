@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help:
 	@echo "make study     reproduce the MNIST study in its quick version and say where the report is"
 	@echo "               (STUDY=studies/mnist-paper.toml for the full one, about 70 minutes;"
-	@echo "               STUDY=studies/cifar10-quick.toml for CIFAR-10, about six minutes)"
+	@echo "               STUDY=studies/cifar10-quick.toml for CIFAR-10, about four minutes)"
 	@echo "make install   create .venv with the exact versions of requirements.lock"
 	@echo "make test      run all tests"
 	@echo "make lint      check style, types and the directions of imports"

@@ -23,6 +23,15 @@ def results(store, kind):
     return [job for job in store.manifest(name)["jobs"] if job["kind"] == kind]
 
 
+def histories(store):
+    """Training histories by group and network."""
+    found = (
+        store.open_payload("network", job["digest"], "history.zarr")
+        for job in results(store, "network")
+    )
+    return {(history.attrs["group"], history.attrs["network"]): history for history in found}
+
+
 def test_every_result_is_there_and_undamaged(store):
     for kind, count in {"network": 6, "summary": 1}.items():
         jobs = results(store, kind)
@@ -35,19 +44,13 @@ def test_every_result_is_there_and_undamaged(store):
 
 
 def test_surfaces_at_the_minima_are_the_networks_own_train_losses(store):
-    histories = {
-        (history.attrs["group"], history.attrs["network"]): history
-        for history in (
-            store.open_payload("network", job["digest"], "history.zarr")
-            for job in results(store, "network")
-        )
-    }
+    own_histories = histories(store)
     surfaces = results(store, "surface")
     assert len(surfaces) == 4
     for job in surfaces:
         surface = store.open_payload("surface", job["digest"], "surface.zarr")
         for seed, loss in enumerate(surface["anchor_loss"].values):
-            history = histories[surface.attrs["group"], seed]
+            history = own_histories[surface.attrs["group"], seed]
             epochs = {"end": history.epoch.values[-1], "matched": history.attrs["matched_epoch"]}
             own = history.train_loss.sel(epoch=epochs[surface.attrs["checkpoint"]])
             np.testing.assert_allclose(loss, own, rtol=1e-6, atol=1e-6)
@@ -105,13 +108,7 @@ def test_the_small_cifar10_study_is_whole_but_for_its_weights(small):
 
 
 def test_planes_of_the_small_cifar10_study_say_what_its_training_left(small):
-    histories = {
-        (history.attrs["group"], history.attrs["network"]): history
-        for history in (
-            small.open_payload("network", job["digest"], "history.zarr")
-            for job in results(small, "network")
-        )
-    }
+    own_histories = histories(small)
     seen = set()
     for job in results(small, "surface"):
         surface = small.open_payload("surface", job["digest"], "surface.zarr")
@@ -119,7 +116,7 @@ def test_planes_of_the_small_cifar10_study_say_what_its_training_left(small):
         seen.add((surface.attrs["group"], policy, surface["loss"].shape))
         stored = surface["anchor_stored_loss"].values
         own = [
-            float(histories[surface.attrs["group"], seed].train_loss[-1])
+            float(own_histories[surface.attrs["group"], seed].train_loss[-1])
             for seed in range(len(stored))
         ]
         np.testing.assert_allclose(stored, own, rtol=1e-5, atol=1e-6)

@@ -312,11 +312,15 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path, exe
         text=True,
         start_new_session=True,
     ) as process:
-        assert process.stdout is not None
-        while not process.stdout.readline().startswith("[1/"):
-            assert process.poll() is None
-        os.killpg(process.pid, signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        try:
+            assert process.stdout is not None
+            while not process.stdout.readline().startswith("[1/"):
+                assert process.poll() is None
+            os.killpg(process.pid, signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     assert process.returncode == 1
     lines = [line for line in error.splitlines() if not line.startswith("loaded")]
     assert len(lines) == 1, error

@@ -220,3 +220,78 @@ def test_workers_die_with_a_killed_driver(tmp_path: Path) -> None:
     while any(map(_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(_alive, workers))
+
+
+# The worker hands over the first four bytes of a result, which announce a thousand more.
+_STOPPED_HALFWAY = """
+import os, struct, sys, time
+from pathlib import Path
+from flatminima.study.executors import open_executor
+
+def half_a_result(flag):
+    frame = sys._getframe()
+    while "result_queue" not in frame.f_locals:
+        frame = frame.f_back
+    os.write(frame.f_locals["result_queue"]._writer.fileno(), struct.pack("!i", 1000))
+    Path(flag).touch()
+    time.sleep(1000)
+
+if __name__ == "__main__":
+    with open_executor("processes", 2) as pool:
+        pool.submit(half_a_result, sys.argv[1])
+        while not Path(sys.argv[1]).exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        raise KeyboardInterrupt
+"""
+
+
+def test_a_stop_while_a_result_is_handed_over_ends(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(_STOPPED_HALFWAY)
+    command = [sys.executable, str(script), str(tmp_path / "flag")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.stderr.rstrip().endswith("KeyboardInterrupt")
+
+
+class _Later:
+    """Computes at once, but is not the executor whose jobs Ctrl-C may interrupt."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> "Future[Any]":
+        return Serial().submit(function, *arguments)
+
+
+def test_an_interrupt_waits_for_a_safe_point(store: Store) -> None:
+    heard: list[tuple[str, str]] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def listener(event: str, job: Job, seconds: float) -> None:
+        if (event, job.label) == ("started", "b"):
+            os.kill(os.getpid(), signal.SIGINT)
+        heard.append((event, job.label))
+
+    jobs = [_job("a"), _job("b"), _job("c")]
+    with pytest.raises(KeyboardInterrupt):
+        execute(jobs, store, _Later(), work=_name, listener=listener)
+    assert heard == [("started", "a"), ("finished", "a"), ("started", "b")]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_interrupt_does_not_wait(store: Store) -> None:
+    def listener(event: str, job: Job, seconds: float) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        execute([_job("a")], store, _Later(), work=_name, listener=listener)
+
+
+def test_an_interrupt_reaches_a_job_in_this_process_at_once(store: Store) -> None:
+    def work(job: Job, inputs: Mapping[str, Artifact]) -> tuple[dict[str, bytes], float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the job went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        execute([_job("a")], store, Serial(), work=work)

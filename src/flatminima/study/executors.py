@@ -32,6 +32,10 @@ Outcome = tuple[dict[str, bytes], float]
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
+# Seconds until Ctrl-C is noticed while workers compute.
+_ALERT = 0.25
+
+
 @runtime_checkable
 class Executor(Protocol):
     """Computes functions of values, now or later, here or elsewhere."""
@@ -98,6 +102,7 @@ def open_executor(name: str, workers: int) -> Iterator[Executor]:
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     )
+    results = pool._result_queue
     try:
         with _children_ignore_interrupts():
             # The first call starts all processes.
@@ -107,6 +112,9 @@ def open_executor(name: str, workers: int) -> Iterator[Executor]:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - before:
             process.terminate()
+        # A process ended in the middle of handing over a result leaves half of it, and the thread
+        # that reads it waits for the rest as long as anybody could still write, us included.
+        results._writer.close()  # type: ignore[attr-defined]
         raise
     pool.shutdown()
 
@@ -122,6 +130,38 @@ def _children_ignore_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[Callable[[], None]]:
+    """Let Ctrl-C wait for a safe point: yields the function that raises it there.
+
+    Raised wherever the driver happens to be, it can leave a lock of the pool taken for ever, or be
+    swallowed by a callback. A second one is raised at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield _go_on
+        return
+    came = threading.Event()
+
+    def note(number: int, frame: Any) -> None:
+        if came.is_set():
+            raise KeyboardInterrupt
+        came.set()
+
+    def safe_point() -> None:
+        if came.is_set():
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield safe_point
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _go_on() -> None:
+    """Where Ctrl-C is not held, nothing is to be done at a safe point."""
 
 
 def _start_worker() -> None:
@@ -189,49 +229,63 @@ def execute(
     running: dict[Future[Outcome], tuple[Job, str]] = {}
     errors: dict[str, BaseException] = {}
     finished = 0
-    while order.is_active():
-        for digest in order.get_ready():
-            heapq.heappush(ready, (rank[digest], digest))
-        while ready and len(running) < workers:
-            job = pending[heapq.heappop(ready)[1]]
-            tell("started", job, 0.0)
-            started = datetime.now(UTC).isoformat(timespec="seconds")
-            running[executor.submit(work, job, _inputs(job, store))] = (job, started)
-        if not running:
-            break  # what is left needs a job that failed
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            job, started = running.pop(future)
-            try:
-                artifact, seconds = future.result()
-            except BrokenProcessPool as error:
-                raise RuntimeError(
-                    "a worker process was killed (out of memory?); finished work is kept, try fewer"
-                    " --workers"
-                ) from error
-            except Exception as error:
-                if isinstance(error, OSError) and error.errno in _FATAL:
-                    raise
-                errors[job.label] = error
-                tell("failed", job, 0.0)
-                continue
-            store.write(
-                job.kind,
-                job.digest,
-                artifact,
-                settings=job.settings,
-                dependencies=job.dependencies,
-                provenance={
-                    **(provenance or {}),
-                    "started": started,
-                    "seconds": round(seconds, 3),
-                    "threads": job.settings.get("run", {}).get("threads"),
-                },
-            )
-            finished += 1
-            tell("finished", job, seconds)
-            order.done(job.digest)
+    # In this process a job takes as long as it takes: there Ctrl-C must reach the job itself.
+    held = contextlib.nullcontext(_go_on) if isinstance(executor, Serial) else _interrupts_held()
+    with held as safe_point:
+        while order.is_active():
+            for digest in order.get_ready():
+                heapq.heappush(ready, (rank[digest], digest))
+            while ready and len(running) < workers:
+                job = pending[heapq.heappop(ready)[1]]
+                tell("started", job, 0.0)
+                started = datetime.now(UTC).isoformat(timespec="seconds")
+                running[executor.submit(work, job, _inputs(job, store))] = (job, started)
+            if not running:
+                break  # what is left needs a job that failed
+            for future in _next_done(running, safe_point):
+                job, started = running.pop(future)
+                try:
+                    artifact, seconds = future.result()
+                except BrokenProcessPool as error:
+                    raise RuntimeError(
+                        "a worker process was killed (out of memory?); finished work is kept, try"
+                        " fewer --workers"
+                    ) from error
+                except Exception as error:
+                    if isinstance(error, OSError) and error.errno in _FATAL:
+                        raise
+                    errors[job.label] = error
+                    tell("failed", job, 0.0)
+                    continue
+                store.write(
+                    job.kind,
+                    job.digest,
+                    artifact,
+                    settings=job.settings,
+                    dependencies=job.dependencies,
+                    provenance={
+                        **(provenance or {}),
+                        "started": started,
+                        "seconds": round(seconds, 3),
+                        "threads": job.settings.get("run", {}).get("threads"),
+                    },
+                )
+                finished += 1
+                tell("finished", job, seconds)
+                order.done(job.digest)
     if errors:
         raise StudyFailed(errors, len(pending) - finished - len(errors))
+
+
+def _next_done(
+    running: Mapping[Future[Outcome], object], safe_point: Callable[[], None]
+) -> set[Future[Outcome]]:
+    """Wait until some of them are done, looking out for Ctrl-C."""
+    while True:
+        safe_point()
+        done = wait(running, timeout=_ALERT, return_when=FIRST_COMPLETED).done
+        if done:
+            return done
 
 
 def _most_urgent_first(jobs: Sequence[Job]) -> list[str]:

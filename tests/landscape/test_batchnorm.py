@@ -11,9 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import flatminima as fm
 import naive
 from cases import CLASSES, ImageNet, images, perceptron, points, seeded, states
+from flatminima.landscape._arithmetic import exact
 from flatminima.landscape._batchnorm import recomputed
 from flatminima.landscape.surface import FINITE, NON_FINITE
 from flatminima.subspace import Subspace
+
+EXACT = exact(torch.device("cpu"))
 
 
 def batchnorm_states(eps=1e-5):
@@ -232,7 +235,7 @@ def test_pooled_statistics_are_those_of_all_inputs_at_once(kind, dtype, rtol):
     network, batches = built(kind, 1, dtype=dtype), image_batches(dtype)
     buffers = dict(network.named_buffers())
     with torch.no_grad():
-        found = recomputed(network, dict(network.named_parameters()), buffers, batches)
+        found = recomputed(network, dict(network.named_parameters()), buffers, batches, EXACT)
     want = slowly_pooled(network, batches)
     stored = 0
     for name, layer in layers_of(network).items():
@@ -256,7 +259,11 @@ def test_pooling_keeps_its_digits_where_the_mean_is_large():
     batches = [(1e6 + inputs, targets) for inputs, targets in image_batches()]
     with torch.no_grad():
         found = recomputed(
-            network.eval(), dict(network.named_parameters()), dict(network.named_buffers()), batches
+            network.eval(),
+            dict(network.named_parameters()),
+            dict(network.named_buffers()),
+            batches,
+            EXACT,
         )
     want = torch.cat([inputs for inputs, _ in batches]).var(correction=0)
     torch.testing.assert_close(found["running_var"][0], want, rtol=1e-8, atol=0)

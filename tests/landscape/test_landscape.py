@@ -164,7 +164,7 @@ def test_frozen_parameters_stay_put_unless_named():
     [
         ({"loss": "cross_entrpy"}, "expected a loss among"),
         ({"batchnorm": "fixed"}, "expected a BatchNorm policy among"),
-        ({"precision": "sloppy"}, "expected precision 'exact'"),
+        ({"precision": "sloppy"}, "expected precision 'exact' or 'fast'"),
         ({"batch_size": 0}, "batch_size of 1 or more"),
         ({"recompute_samples": 0}, "recompute_samples of 1 or more"),
         ({"recompute_batch": 0}, "recompute_batch of 1 or more"),

@@ -53,6 +53,12 @@ def test_the_names_of_the_paper_study_stay() -> None:
     assert {label: by_label[label] for label in GOLDEN} == GOLDEN
 
 
+def test_radii_are_shared_between_a_fast_and_an_exact_study(smallest: Make) -> None:
+    quick, slow = (_plan(smallest(run={"precision": p})) for p in ("fast", "exact"))
+    for kind, same in (("network", True), ("radius", True), ("tile", False), ("surface", False)):
+        assert (_digests(quick, kind) == _digests(slow, kind)) == same, kind
+
+
 def test_jobs_come_after_what_they_need_and_say_what_they_read(smallest: Make) -> None:
     seen: dict[str, Job] = {}
     for job in _plan(smallest()):

@@ -316,3 +316,14 @@ def test_arguments_replace_the_settings_of_the_file(smallest: Make, tmp_path: Pa
     assert plan.study.run.threads == 3
     with pytest.raises(StudyError, match="got 'tpu'"):
         make_plan(smallest(), out=tmp_path / "runs", device="tpu")
+
+
+def test_a_fast_study_says_how_far_its_surfaces_are_off(smallest: Make, tmp_path: Path) -> None:
+    store = run_study(smallest(run={"precision": "fast"}), out=tmp_path / "runs", only=["surfaces"])
+    surfaces = _results(store, "surface", "surface.zarr")
+    assert len(surfaces) == 2
+    for surface in surfaces:
+        assert surface.attrs["precision"] == "fast"
+        assert surface.attrs["repeated"] == 3 + 3  # tiles of 5 and of 4 points
+        assert 0 < surface.attrs["largest_difference"] < 0.05
+    assert all(agrees for _, agrees in check_results(store))

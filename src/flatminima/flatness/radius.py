@@ -6,6 +6,7 @@ curvature, never the worst.
 """
 
 from collections.abc import Collection
+from functools import partial
 
 import numpy as np
 import xarray as xr
@@ -111,7 +112,8 @@ def flatness_radius(
         result = walk.radii
     else:
         subspace = Subspace.random(origin, directions, seed, parameters=names, first=first)
-        walk = Walk(landscape.losses, subspace, threshold)
+        # A crossing lies where the loss has risen by 0.05: too little to find it in half precision.
+        walk = Walk(partial(landscape.losses, precision="exact"), subspace, threshold)
         if protocol == "crossing":
             guess = _GUESS * length or limit
             result = _crossing(walk, guess=guess, limit=limit, tolerance=tolerance)
@@ -136,7 +138,7 @@ def flatness_radius(
             "buffers": buffers,
             "batchnorm": walk.batchnorm,
             "path": walk.path,
-            "precision": landscape.precision,
+            "precision": "exact",
             "loss_name": landscape.loss_name,
             "samples": len(landscape.dataset),
             "dataset": landscape.dataset.name,

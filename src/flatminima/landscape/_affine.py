@@ -6,7 +6,7 @@ per point. Two layers have the same input at every point: the first one of a net
 data (`evaluate_leading`), and the last one when nothing before it moves (`evaluate_top`).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
 from flatminima._linear import quick_linear
+from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._layers import inputs_of, own_parameters
 from flatminima.landscape._losses import Meter
-from flatminima.landscape._reference import arguments
+from flatminima.landscape._world import arguments
 from flatminima.subspace import Subspace
 from flatminima.types import Buffers, Coordinates
 
@@ -114,18 +115,24 @@ def evaluate_leading(
     buffers: Buffers,
     batches: Callable[[], Iterable[tuple[Any, Any]]],
     meter: Meter,
+    arithmetics: Sequence[Arithmetic],
 ) -> None:
     """Losses at any points, with the products of the first layer shared between them.
 
     Batches are outside and points inside: a batch and its products stay in the cache while all
-    points of a chunk use them.
+    points of a chunk use them. The shared layer is exact whatever the arithmetic of a point is:
+    many points use it.
     """
     own = own_parameters(network, name)
     for points, active in _chunks(subspace, coordinates, own):
         layer = _Layer(network, name, subspace, active)
         states = _rest_of_parameters(subspace, coordinates[points], active, own)
         states = [
-            {**state, **{key: value.clone() for key, value in buffers.items()}} for state in states
+            {
+                **arithmetics[point].ready(state),
+                **{key: value.clone() for key, value in buffers.items()},
+            }
+            for state, point in zip(states, points, strict=True)
         ]
         out: Tensor | None = None
         with quick_linear():
@@ -134,10 +141,12 @@ def evaluate_leading(
                 base, changes = layer.products(inputs_of(network, name, inputs))
                 with _replaced(network, name) as given:
                     for state, point in zip(states, points, strict=True):
+                        arithmetic = arithmetics[point]
                         out = _combine(base, changes, coordinates[point], out)
-                        given.value = out
-                        outputs = functional_call(network, state, args, kwargs, strict=True)
-                        meter.add(int(point), outputs, targets)
+                        given.value = arithmetic.product(out)
+                        with arithmetic.used():
+                            outputs = functional_call(network, state, args, kwargs, strict=True)
+                        meter.add(int(point), arithmetic.result(outputs), targets)
 
 
 class _Given(nn.Module):

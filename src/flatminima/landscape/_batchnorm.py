@@ -18,6 +18,7 @@ from jaxtyping import Float64
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._reference import run
 from flatminima.minimum import Minimum
 from flatminima.subspace import Subspace
@@ -95,6 +96,7 @@ def recomputed(
     parameters: Parameters,
     buffers: Buffers,
     batches: Iterable[tuple[Any, Any]],
+    arithmetic: Arithmetic,
 ) -> dict[str, Tensor]:
     """The buffers with every BatchNorm layer's statistics pooled over `batches`.
 
@@ -111,9 +113,10 @@ def recomputed(
             # A layer weighs what it held by zero, which would keep an infinity.
             scratch[_joined(name, key)].zero_()
     try:
-        with batch_statistics(network):
+        ready = arithmetic.ready(parameters)
+        with batch_statistics(network), arithmetic.used():
             for inputs, _targets in batches:
-                run(network, parameters, scratch, inputs)
+                run(network, ready, scratch, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,8 +1,8 @@
 """The `Landscape`: a network, a dataset and a loss, as a function on weight space."""
 
 import copy
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,13 @@ from flatminima._seeds import derive_seed
 from flatminima.data import Dataset
 from flatminima.landscape import _batchnorm, _layers
 from flatminima.landscape._affine import evaluate_leading, evaluate_top
+from flatminima.landscape._arithmetic import (
+    Arithmetic,
+    check_precision,
+    exact,
+    fast,
+    repeated_points,
+)
 from flatminima.landscape._losses import Losses, Meter, PerSample, per_sample_loss
 from flatminima.landscape._proof import AGREEMENT, disagreement
 from flatminima.landscape._reference import evaluate
@@ -59,7 +66,9 @@ class Landscape:
             losses `[N]`, or a pair of sums `[N]` and weights `[N]`.
         batchnorm: "auto", "recompute", "keep", "interpolate" or "batch"; see `docs/definitions.md`.
         precision: "exact": float32 stays float32 (TF32 and autocast off), and weights stored in
-            half precision are evaluated in float32.
+            half precision are evaluated in float32. "fast": products in bfloat16 with sums in
+            float32; a fiftieth of the points, at least three, is computed exactly too, and the
+            largest difference is part of the result. Losses of single states and radii are exact.
         batch_size: Examples per forward pass; by default so many that activations fit the cache.
         device: Where to compute; by default where the model is.
         recompute_samples: How many examples `recompute` pools its statistics over, at most; they
@@ -91,8 +100,7 @@ class Landscape:
     ) -> None:
         _batchnorm.check_policy(batchnorm)
         _layers.check_initialised(model)
-        if precision != "exact":
-            raise ValueError(f"expected precision 'exact', got {precision!r}; no other is known")
+        check_precision(precision, model)
         if len(dataset) == 0:
             raise ValueError("expected a dataset with examples, got an empty one; check its limit")
         sizes = {"recompute_samples": recompute_samples, "recompute_batch": recompute_batch}
@@ -120,13 +128,18 @@ class Landscape:
         self.recompute_batch = min(recompute_batch, wanted)
         self.recompute_samples = wanted - wanted % self.recompute_batch
         self._last: _Prepared | None = None
+        self._exact = exact(self.device)
+        self._fast = fast(self._network, self.device)
 
-    def losses(self, subspace: Subspace, coordinates: Coordinates) -> Losses:
+    def losses(
+        self, subspace: Subspace, coordinates: Coordinates, *, precision: str | None = None
+    ) -> Losses:
         """The loss at K points of a subspace.
 
         Args:
             subspace: An origin and directions for this network.
             coordinates: One row per point, one column per direction.
+            precision: "exact" or "fast", instead of the landscape's own.
 
         Returns:
             Loss, metrics and outcome per point, and the path and policy used.
@@ -143,16 +156,22 @@ class Landscape:
             )
         if not np.isfinite(coordinates).all():
             raise ValueError("expected finite coordinates, got NaN or infinity; check the grid")
-        meter = Meter(self._per_sample, len(coordinates))
+        precision = self.precision if precision is None else precision
+        check_precision(precision, self._network)
         with quiet(self.device):
             prepared = self._prepare(subspace)
-            if prepared.path == "top":
-                self._top(prepared, coordinates, meter)
-            elif prepared.path == "affine":
-                self._affine(prepared, coordinates, meter)
-            else:
-                self._reference(prepared, coordinates, meter)
-        return meter.losses(len(self.dataset), path=prepared.path, batchnorm=prepared.policy)
+            count = len(coordinates)
+            # From stored inputs of the top layer a point costs next to nothing.
+            if precision == "exact" or prepared.path == "top" or not count:
+                return self._evaluate(prepared, coordinates, [self._exact] * count)
+            again = repeated_points(count)
+            both = self._evaluate(
+                prepared,
+                np.vstack([coordinates, coordinates[again]]),
+                [self._fast] * count + [self._exact] * len(again),
+            )
+        quick, slow = both.part(slice(count)), both.part(slice(count, None))
+        return replace(quick, repeated=len(again), difference=quick.difference_from(slow, again))
 
     def loss_at(self, state: State, *, batchnorm: str | None = None) -> Losses:
         """The loss of one state, as a `Losses` of one point, by the reference path.
@@ -171,7 +190,8 @@ class Landscape:
         parameters, buffers = split_state(state, self._network)
         meter = Meter(self._per_sample, 1)
         with quiet(self.device):
-            self._one_point(self._like(parameters), self._like(buffers), policy, meter, 0)
+            own = self._like(parameters), self._like(buffers)
+            self._one_point(*own, policy, meter, 0, self._exact)
         return meter.losses(len(self.dataset), path="reference", batchnorm=policy)
 
     def state(self, state: State) -> Minimum:
@@ -278,7 +298,7 @@ class Landscape:
         prepared.path = "affine"
         return ""
 
-    def _gap(self, prepared: _Prepared, probe: tuple[Any, Any], fast: Any) -> float | None:
+    def _gap(self, prepared: _Prepared, probe: tuple[Any, Any], quick: Any) -> float | None:
         """By how much a path differs from the reference on a batch at two points, if it does."""
         here = prepared.here
         scale = 0.1 * norm({name: here.origin.parameters[name] for name in here.moved})
@@ -287,18 +307,38 @@ class Landscape:
         points = np.zeros((2, here.dimensions))
         draws = np.random.default_rng(derive_seed(0, "probe"))
         points[:, :2] = scale * draws.normal(size=points[:, :2].shape)
+        as_usual = [self._exact] * len(points)
         gap = disagreement(
             self._per_sample,
             len(points),
-            lambda meter: fast(prepared, points, meter),
-            lambda meter: self._reference(prepared, points, meter, batches=[probe]),
+            lambda meter: quick(prepared, points, meter, as_usual),
+            lambda meter: self._reference(prepared, points, meter, as_usual, batches=[probe]),
         )
         dtype = next(iter(here.origin.parameters.values())).dtype
         return gap if gap > AGREEMENT.get(dtype, 0.0) else None
 
     # The paths.
 
-    def _top(self, prepared: _Prepared, coordinates: Coordinates, meter: Meter) -> None:
+    def _evaluate(
+        self, prepared: _Prepared, coordinates: Coordinates, arithmetics: Sequence[Arithmetic]
+    ) -> Losses:
+        """The losses by the path that was chosen."""
+        meter = Meter(self._per_sample, len(coordinates))
+        if prepared.path == "top":
+            self._top(prepared, coordinates, meter, arithmetics)
+        elif prepared.path == "affine":
+            self._affine(prepared, coordinates, meter, arithmetics)
+        else:
+            self._reference(prepared, coordinates, meter, arithmetics)
+        return meter.losses(len(self.dataset), path=prepared.path, batchnorm=prepared.policy)
+
+    def _top(
+        self,
+        prepared: _Prepared,
+        coordinates: Coordinates,
+        meter: Meter,
+        _exact: Sequence[Arithmetic],
+    ) -> None:
         evaluate_top(
             prepared.layer, self._network, prepared.here, coordinates, prepared.features, meter
         )
@@ -308,6 +348,7 @@ class Landscape:
         prepared: _Prepared,
         coordinates: Coordinates,
         meter: Meter,
+        arithmetics: Sequence[Arithmetic],
         batches: list[tuple[Any, Any]] | None = None,
     ) -> None:
         evaluate_leading(
@@ -318,6 +359,7 @@ class Landscape:
             prepared.buffers,
             (lambda: batches) if batches is not None else self._batches,
             meter,
+            arithmetics,
         )
 
     def _reference(
@@ -325,6 +367,7 @@ class Landscape:
         prepared: _Prepared,
         coordinates: Coordinates,
         meter: Meter,
+        arithmetics: Sequence[Arithmetic],
         batches: list[tuple[Any, Any]] | None = None,
     ) -> None:
         """One forward pass over the data per point."""
@@ -334,7 +377,8 @@ class Landscape:
         for point, coordinate in enumerate(coordinates):
             parameters = prepared.here.parameters_at(coordinate)
             buffers = combined(coordinate, own) if combined else own
-            self._one_point(parameters, buffers, prepared.policy, meter, point, batches)
+            policy, how = prepared.policy, arithmetics[point]
+            self._one_point(parameters, buffers, policy, meter, point, how, batches)
 
     def _one_point(
         self,
@@ -343,17 +387,18 @@ class Landscape:
         policy: str,
         meter: Meter,
         point: int,
+        arithmetic: Arithmetic,
         batches: list[tuple[Any, Any]] | None = None,
     ) -> None:
         data = self._batches() if batches is None else iter(batches)
         if policy == "recompute":
             clean = self._clean_batches()
-            buffers = _batchnorm.recomputed(self._network, parameters, buffers, clean)
+            buffers = _batchnorm.recomputed(self._network, parameters, buffers, clean, arithmetic)
         if policy == "batch":
             with _batchnorm.batch_statistics(self._network):
-                evaluate(self._network, parameters, buffers, data, meter, point)
+                evaluate(self._network, parameters, buffers, data, meter, point, arithmetic)
         else:
-            evaluate(self._network, parameters, buffers, data, meter, point)
+            evaluate(self._network, parameters, buffers, data, meter, point, arithmetic)
 
     def _top_features(self, name: str, batches: Any) -> Iterator[tuple[Tensor, Any, torch.Size]]:
         """Inputs of the top layer, targets and shape of the outputs, batch by batch."""

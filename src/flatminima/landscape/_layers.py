@@ -10,8 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from flatminima.landscape._proof import AGREEMENT
-from flatminima.landscape._reference import arguments
-from flatminima.landscape._world import channels_last
+from flatminima.landscape._world import arguments, channels_last
 
 
 @dataclass

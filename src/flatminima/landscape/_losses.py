@@ -1,13 +1,13 @@
 """Per-sample losses, and their sums over a dataset in double precision."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from flatminima.types import PerPoint
@@ -28,6 +28,8 @@ class Losses:
             was given up.
         batchnorm: The BatchNorm policy; "none" for a network without BatchNorm.
         samples: Number of examples.
+        repeated: How many of the points were computed again in full precision; 0 if all were.
+        difference: The largest difference in loss found there; infinite where only one was finite.
     """
 
     loss: PerPoint
@@ -37,6 +39,45 @@ class Losses:
     path: str
     batchnorm: str
     samples: int
+    repeated: int = 0
+    difference: float = 0.0
+
+    def part(self, points: slice) -> "Losses":
+        """Some of the points."""
+        error = self.standard_error
+        return replace(
+            self,
+            loss=self.loss[points],
+            metrics={name: values[points] for name, values in self.metrics.items()},
+            finite=self.finite[points],
+            standard_error=None if error is None else error[points],
+        )
+
+    def difference_from(self, exact: "Losses", points: Int64[np.ndarray, " repeated"]) -> float:
+        """The largest difference in loss at the repeated points; infinite if one is not finite."""
+        if not np.array_equal(self.finite[points], exact.finite):
+            return float("inf")
+        gaps = np.abs(self.loss[points] - exact.loss)[exact.finite]
+        return float(gaps.max()) if len(gaps) else 0.0
+
+    def followed_by(self, other: "Losses") -> "Losses":
+        """These points, then those of `other`, which were evaluated on the same landscape."""
+
+        def joined(ours: Any, theirs: Any) -> Any:
+            return np.concatenate([ours, theirs])
+
+        error = self.standard_error is not None and other.standard_error is not None
+        return replace(
+            self,
+            loss=joined(self.loss, other.loss),
+            metrics={
+                name: joined(values, other.metrics[name]) for name, values in self.metrics.items()
+            },
+            finite=joined(self.finite, other.finite),
+            standard_error=joined(self.standard_error, other.standard_error) if error else None,
+            repeated=self.repeated + other.repeated,
+            difference=max(self.difference, other.difference),
+        )
 
 
 @dataclass

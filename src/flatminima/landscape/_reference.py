@@ -6,7 +6,9 @@ from typing import Any
 from torch import nn
 from torch.func import functional_call
 
+from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._losses import Meter
+from flatminima.landscape._world import arguments
 from flatminima.types import Buffers, Parameters
 
 
@@ -20,13 +22,6 @@ def run(network: nn.Module, parameters: Parameters, buffers: Buffers, inputs: An
     return functional_call(network, {**parameters, **buffers}, args, kwargs, strict=True)
 
 
-def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a batch of inputs is handed to a network."""
-    if isinstance(inputs, dict):
-        return (), inputs
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
-
-
 def evaluate(
     network: nn.Module,
     parameters: Parameters,
@@ -34,9 +29,13 @@ def evaluate(
     batches: Iterable[tuple[Any, Any]],
     meter: Meter,
     point: int,
+    arithmetic: Arithmetic,
 ) -> None:
     """Add the losses of one point over all batches to `meter`."""
     # A network may write to its buffers; the point must not see what another point left there.
     own = {name: value.clone() for name, value in buffers.items()}
+    ready = arithmetic.ready(parameters)
     for inputs, targets in batches:
-        meter.add(point, run(network, parameters, own, inputs), targets)
+        with arithmetic.used():
+            outputs = run(network, ready, own, inputs)
+        meter.add(point, arithmetic.result(outputs), targets)

@@ -28,6 +28,13 @@ def quiet(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = tf32
 
 
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How a batch of inputs is handed to a network."""
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
 def as_dtype(inputs: Any, dtype: torch.dtype) -> Any:
     """Nested inputs with floating tensors in `dtype`; integers (token ids) as they are."""
     if isinstance(inputs, dict):

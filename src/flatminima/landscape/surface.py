@@ -41,7 +41,9 @@ def loss_surface(
         A dataset over `y` and `x` with `loss`, `accuracy` (where targets are classes),
         `standard_error` and `outcome` (0 finite, 1 non-finite), the isometric position `u`, `v` of
         every grid point, and the anchors' positions, losses and distances. A non-finite loss is
-        NaN in `loss` and flagged in `outcome`. For a network with BatchNorm, `anchor_stored_loss`
+        NaN in `loss` and flagged in `outcome`. With `precision="fast"` the attributes `repeated`
+        and `largest_difference` say how many points were computed exactly too and by how much
+        their losses differed at most. For a network with BatchNorm, `anchor_stored_loss`
         is each anchor's loss with the statistics that its own training left.
 
     Raises:
@@ -50,8 +52,9 @@ def loss_surface(
     """
     grid = surface_grid(subspace, resolution=resolution, extent=extent, coordinates=coordinates)
     points = grid_coordinates(grid)
-    anchors = subspace.anchor_coordinates
-    losses = landscape.losses(subspace, np.vstack([points, anchors]))
+    # The anchors' own losses are exact whatever the precision of the surface.
+    anchors = landscape.losses(subspace, subspace.anchor_coordinates, precision="exact")
+    losses = landscape.losses(subspace, points).followed_by(anchors)
     return assemble_surface(grid, losses, landscape, stored=stored_losses(landscape, subspace))
 
 
@@ -173,6 +176,8 @@ def assemble_surface(
         data_digest=data.digest,
         batch_size=landscape.batch_size,
     )
+    if landscape.precision == "fast":
+        surface.attrs.update(repeated=losses.repeated, largest_difference=losses.difference)
     if landscape.stores_statistics:
         pooled = losses.batchnorm == "recompute"
         surface.attrs.update(

@@ -177,6 +177,9 @@ def _check_surface(store: Store, record: Mapping[str, Any], seed: int) -> tuple[
     same_holes = bool((np.isfinite(found.loss) == np.isfinite(stored[chosen])).all())
     expected = stored[chosen][both]
     gap = np.abs(found.loss[both] - expected)
-    agrees = same_holes and bool((gap <= _ABSOLUTE + _RELATIVE * np.abs(expected)).all())
+    # Another processor rounds products in half precision otherwise, by as much as they are off.
+    off = float(surface.attrs.get("largest_difference", 0.0))
+    bound = off + _ABSOLUTE + _RELATIVE * np.abs(expected)
+    agrees = same_holes and bool((gap <= bound).all())
     largest = float(gap.max()) if gap.size else 0.0
     return f"{who}: {chosen.size} of {stored.size} points, largest difference {largest:.1e}", agrees

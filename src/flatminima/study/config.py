@@ -228,7 +228,7 @@ class Run(_Table):
 
     threads: Annotated[int, _COUNT] = 1
     batch_size: int | str = "auto"
-    precision: Literal["exact"] = "exact"
+    precision: Literal["exact", "fast"] = "exact"
     device: Literal["cpu", "cuda", "mps"] = "cpu"
 
     @model_validator(mode="after")

@@ -346,7 +346,8 @@ def _radii(study: Study, group: Group, split: str, seed: int, network: Job) -> I
                     "threshold": radius.threshold,
                     "max_radius": limits.get(parameters),
                     "seed": radius.seed,
-                    "run": _execution(study),
+                    # Radii are exact whatever a surface is; a study in both shares them.
+                    "run": _execution(study) | {"precision": "exact"},
                 }
                 if protocol == "crossing":
                     settings["tolerance"] = radius.tolerance

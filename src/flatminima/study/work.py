@@ -6,6 +6,7 @@ when the first job runs, so that the module is cheap to import in the driver.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -203,15 +204,16 @@ def _tile(settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> dict[str, 
     tile = tile.assign({name: ("point", values) for name, values in losses.metrics.items()})
     if losses.standard_error is not None:
         tile["standard_error"] = ("point", losses.standard_error)
+    if losses.repeated:
+        tile.attrs.update(repeated=losses.repeated, difference=losses.difference)
     return dataset_to_files("tile.zarr", tile)
 
 
 def _surface(settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> dict[str, bytes]:
     """The tiles laid together, with the losses at the minima themselves beside the grid."""
-    import numpy as np
     import xarray as xr
 
-    from flatminima.landscape import Losses, assemble_surface, stored_losses
+    from flatminima.landscape import assemble_surface, stored_losses
 
     about = {name: settings[name] for name in ("group", "checkpoint", "split")}
     found = make_plane(settings, [item for item in inputs if "tile.zarr/.zattrs" not in item])
@@ -219,23 +221,20 @@ def _surface(settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> dict[st
         return dataset_to_files("surface.zarr", xr.Dataset(attrs=about | found))
     plane, grid = found
     landscape = make_landscape(settings, settings["split"])
-    minima = landscape.losses(plane, plane.anchor_coordinates)
+    minima = landscape.losses(plane, plane.anchor_coordinates, precision="exact")
     tiles = [files_to_dataset("tile.zarr", item) for item in inputs if "tile.zarr/.zattrs" in item]
     points = xr.concat(tiles, "point")
 
-    def joined(name: str, values: Any) -> Any:
-        return np.concatenate([points[name].values, values])
-
     error = minima.standard_error
-    losses = Losses(
-        loss=joined("loss", minima.loss),
-        metrics={name: joined(name, values) for name, values in minima.metrics.items()},
-        finite=joined("finite", minima.finite),
-        standard_error=None if error is None else joined("standard_error", error),
-        path=minima.path,
-        batchnorm=minima.batchnorm,
-        samples=minima.samples,
-    )
+    losses = replace(
+        minima,
+        loss=points["loss"].values,
+        metrics={name: points[name].values for name in minima.metrics},
+        finite=points["finite"].values,
+        standard_error=None if error is None else points["standard_error"].values,
+        repeated=sum(tile.attrs.get("repeated", 0) for tile in tiles),
+        difference=max(tile.attrs.get("difference", 0.0) for tile in tiles),
+    ).followed_by(minima)
     stored = stored_losses(landscape, plane)
     surface = assemble_surface(grid, losses, landscape, stored=stored).assign_attrs(about)
     return dataset_to_files("surface.zarr", surface)

@@ -1,0 +1,109 @@
+"""How products are computed: exactly, or quickly in half precision, and by how much that is off.
+
+Exactly is float32 as the network holds it. Quickly is bfloat16 (8 bits of mantissa) with sums in
+float32, on units that do it at two to ten times the speed. Weights are formed in float32 or better
+either way and rounded once: rounding the steps themselves would move a network by 0.0017 of its
+norm, about as far as a radius is long.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from flatminima._seeds import derive_seed
+from flatminima.landscape._layers import is_affine, own_parameters
+from flatminima.landscape._world import as_dtype
+
+HALF = torch.bfloat16
+
+# One point in so many is computed in both ways, and no fewer than a few: the difference hangs on
+# where in the plane a point lies.
+_REPEATED, _FEWEST = 50, 3
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """The arithmetic of a forward pass.
+
+    Attributes:
+        half: Whether products are in half precision.
+        device: Where they are.
+        weights: Names of parameters that enter products and nothing else: rounded once a point
+            where they would be rounded anew in every batch.
+    """
+
+    half: bool
+    device: torch.device
+    weights: frozenset[str] = frozenset()
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Within, torch computes so."""
+        if not self.half:
+            yield
+            return
+        with torch.autocast(self.device.type, dtype=HALF, cache_enabled=False):
+            yield
+
+    def ready(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters as the products take them."""
+        return {
+            name: value.to(HALF) if self.half and name in self.weights else value
+            for name, value in parameters.items()
+        }
+
+    def product(self, value: Tensor) -> Tensor:
+        """An activation on its way into a layer, as the products take it."""
+        return value.to(HALF) if self.half else value
+
+    def result(self, outputs: Any) -> Any:
+        """Outputs of a network as losses take them."""
+        return as_dtype(outputs, torch.float32) if self.half else outputs
+
+
+def exact(device: torch.device) -> Arithmetic:
+    """Float32 stays float32."""
+    return Arithmetic(half=False, device=device)
+
+
+def fast(network: nn.Module, device: torch.device) -> Arithmetic:
+    """Products in half precision."""
+    holders: dict[int, bool] = {}
+    for module in network.modules():
+        for value in module.parameters(recurse=False):
+            holders[id(value)] = holders.get(id(value), True) and is_affine(module)
+    affine = {
+        name
+        for layer, module in network.named_modules()
+        if is_affine(module)
+        for name in own_parameters(network, layer)
+    }
+    names = {name for name, value in network.named_parameters() if holders[id(value)]}
+    return Arithmetic(half=True, device=device, weights=frozenset(names & affine))
+
+
+def check_precision(precision: str, network: nn.Module) -> None:
+    """Raise `ValueError` for an unknown precision, or one that a network does not have."""
+    if precision not in ("exact", "fast"):
+        raise ValueError(
+            f"expected precision 'exact' or 'fast', got {precision!r}; check the spelling"
+        )
+    wide = {value.dtype for value in network.parameters()} & {torch.float64}
+    if precision == "fast" and wide:
+        raise ValueError(
+            "expected a network in float32 or less for precision='fast', got one in float64;"
+            " call model.float(), or use precision='exact'"
+        )
+
+
+def repeated_points(points: int) -> Int64[np.ndarray, " repeated"]:
+    """Which of so many points are computed in both ways: a fiftieth, at least three, at random."""
+    count = min(points, max(_FEWEST, round(points / _REPEATED)))
+    draw = np.random.default_rng(derive_seed(0, "repeated", points))
+    return np.sort(draw.choice(points, count, replace=False))

@@ -100,7 +100,7 @@ def test_recompute_uses_full_batches_only_and_says_how_many_examples(samples, ba
     data = images()
     landscape = fm.Landscape(build(0), data, recompute_samples=samples, recompute_batch=batch)
     assert (landscape.recompute_samples, landscape.recompute_batch) == used
-    clean = list(landscape._clean_batches())
+    clean = list(landscape._batches.clean())
     assert [len(targets) for _, targets in clean] == [used[1]] * (used[0] // used[1])
     rows = torch.cat([inputs for inputs, _ in clean])
     assert len({row.numpy().tobytes() for row in rows}) == used[0]

@@ -243,7 +243,7 @@ def test_the_layout_of_images_changes_no_loss(monkeypatch, how, taken, policy):
     plane = Subspace.through(*states(build, 3))
     coordinates = np.random.default_rng(0).normal(size=(5, 2))
     quick = fm.Landscape(build(0), data, batchnorm=policy)
-    assert quick._channels_last == taken
+    assert quick._batches.channels_last == taken
     found = quick.losses(plane, coordinates)
     monkeypatch.setattr(_layers, "takes_channels_last", lambda _network, _inputs: False)
     plain = fm.Landscape(build(0), data, batchnorm=policy)

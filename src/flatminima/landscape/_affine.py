@@ -113,7 +113,7 @@ def evaluate_leading(
     subspace: Subspace,
     coordinates: Coordinates,
     buffers: Buffers,
-    batches: Callable[[], Iterable[tuple[Any, Any]]],
+    batches: Iterable[tuple[Any, Any]],
     meter: Meter,
     arithmetics: Sequence[Arithmetic],
 ) -> None:
@@ -136,7 +136,7 @@ def evaluate_leading(
         ]
         out: Tensor | None = None
         with quick_linear():
-            for inputs, targets in batches():
+            for inputs, targets in batches:
                 args, kwargs = arguments(inputs)
                 base, changes = layer.products(inputs_of(network, name, inputs))
                 with _replaced(network, name) as given:

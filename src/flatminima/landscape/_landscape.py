@@ -22,10 +22,11 @@ from flatminima.landscape._arithmetic import (
     fast,
     repeated_points,
 )
+from flatminima.landscape._batches import Batches
 from flatminima.landscape._losses import Losses, Meter, PerSample, per_sample_loss
 from flatminima.landscape._proof import AGREEMENT, disagreement
 from flatminima.landscape._reference import evaluate
-from flatminima.landscape._world import as_dtype, channels_last, quiet
+from flatminima.landscape._world import quiet
 from flatminima.minimum import Minimum, State, as_minimum, split_state
 from flatminima.subspace import Subspace, choose, norm
 from flatminima.types import Buffers, Coordinates, Parameters
@@ -118,15 +119,22 @@ class Landscape:
         if any(value.dtype in _HALF for value in self._network.parameters()):
             self._network.float()
         self._trainable = tuple(n for n, p in model.named_parameters() if p.requires_grad)
-        self._channels_last = False
+        first = next(self._network.parameters(), None)
+        data = Batches(self.dataset, None if first is None else first.dtype)
         with quiet(self.device):
-            self._channels_last = _layers.takes_channels_last(
-                self._network, self._batch(slice(0, 2))[0]
-            )
-        self.batch_size = min(batch_size or self._cache_sized_batch(), len(dataset))
+            last = _layers.takes_channels_last(self._network, data.first(2)[0])
+            data = replace(data, channels_last=last)
+            size = batch_size or _cache_sized_batch(self._network, data.first(1)[0])
+        self.batch_size = min(size, len(dataset))
         wanted = min(recompute_samples, len(dataset))
         self.recompute_batch = min(recompute_batch, wanted)
         self.recompute_samples = wanted - wanted % self.recompute_batch
+        self._batches = replace(
+            data,
+            size=self.batch_size,
+            clean_samples=self.recompute_samples,
+            clean_size=self.recompute_batch,
+        )
         self._last: _Prepared | None = None
         self._exact = exact(self.device)
         self._fast = fast(self._network, self.device)
@@ -229,7 +237,7 @@ class Landscape:
                 weights, or the network has several outputs.
         """
         with quiet(self.device):
-            return _layers.top_layer(self._network, self._batch(slice(0, 2))[0])
+            return _layers.top_layer(self._network, self._batches.first(2)[0])
 
     @property
     def stores_statistics(self) -> bool:
@@ -251,7 +259,7 @@ class Landscape:
             policy=_batchnorm.resolve(self.batchnorm, self._network, len(subspace.anchors)),
         )
         if prepared.policy in ("none", "keep"):
-            probe = self._batch(slice(0, min(self.batch_size, 64)))
+            probe = self._batches.first(min(self.batch_size, 64))
             doubt = self._try_top(prepared, probe)
             if prepared.path == "reference":
                 doubt += self._try_affine(prepared, probe)
@@ -282,7 +290,7 @@ class Landscape:
         if gap is not None:
             return f" (the top-layer path differed by {gap:.1e} on a probe)"
         with quick_linear():
-            prepared.features = list(self._top_features(name, self._batches()))
+            prepared.features = list(self._top_features(name, self._batches))
         prepared.path = "top"
         return ""
 
@@ -357,7 +365,7 @@ class Landscape:
             prepared.here,
             coordinates,
             prepared.buffers,
-            (lambda: batches) if batches is not None else self._batches,
+            self._batches if batches is None else batches,
             meter,
             arithmetics,
         )
@@ -390,9 +398,9 @@ class Landscape:
         arithmetic: Arithmetic,
         batches: list[tuple[Any, Any]] | None = None,
     ) -> None:
-        data = self._batches() if batches is None else iter(batches)
+        data = self._batches if batches is None else batches
         if policy == "recompute":
-            clean = self._clean_batches()
+            clean = self._batches.clean()
             buffers = _batchnorm.recomputed(self._network, parameters, buffers, clean, arithmetic)
         if policy == "batch":
             with _batchnorm.batch_statistics(self._network):
@@ -406,25 +414,7 @@ class Landscape:
             features, outputs = _layers.inputs_and_outputs(self._network, name, inputs)
             yield features, targets, outputs.shape
 
-    # Batches and devices.
-
-    def _batch(self, rows: slice | Tensor) -> tuple[Any, Any]:
-        inputs, targets = self.dataset.batch(rows)
-        first = next(self._network.parameters(), None)
-        if first is not None:
-            inputs = as_dtype(inputs, first.dtype)
-        return (channels_last(inputs) if self._channels_last else inputs), targets
-
-    def _batches(self) -> Iterator[tuple[Any, Any]]:
-        for start in range(0, len(self.dataset), self.batch_size):
-            yield self._batch(slice(start, min(start + self.batch_size, len(self.dataset))))
-
-    def _clean_batches(self) -> Iterator[tuple[Any, Any]]:
-        """Full batches of a fixed subset, spread evenly over the dataset."""
-        rows = torch.linspace(0, len(self.dataset) - 1, self.recompute_samples).round().long()
-        # Interleaved, so that a dataset sorted by class does not give batches of one class.
-        for chunk in rows.view(self.recompute_batch, -1).T:
-            yield self._batch(chunk.to(self.device))
+    # States.
 
     def _like(self, tensors: Parameters) -> dict[str, Tensor]:
         """Tensors of a state on this device, in the network's own types."""
@@ -438,8 +428,7 @@ class Landscape:
             if name in state:
                 value.copy_(state[name])
 
-    def _cache_sized_batch(self) -> int:
-        """So many examples that the largest activation fits the cache, within 100 to 1000."""
-        with quiet(self.device):
-            largest = _layers.largest_output(self._network, self._batch(slice(0, 1))[0])
-        return int(np.clip(_CACHE // largest, 100, 1000))
+
+def _cache_sized_batch(network: nn.Module, example: Any) -> int:
+    """So many examples that the largest activation fits the cache, within 100 to 1000."""
+    return int(np.clip(_CACHE // _layers.largest_output(network, example), 100, 1000))

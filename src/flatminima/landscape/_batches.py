@@ -1,0 +1,57 @@
+"""A dataset as a network takes it, batch by batch, always in the same order."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from flatminima.data import Dataset
+from flatminima.landscape._world import as_dtype, channels_last
+
+Batch: TypeAlias = tuple[Any, Any]
+"""Inputs and targets."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """All of a dataset in batches of one size, and a clean subset in full batches of another.
+
+    Attributes:
+        dataset: On the device where it is used.
+        dtype: What floating inputs are turned into; `None` leaves them.
+        channels_last: Whether images are laid out so.
+        size: Examples per batch.
+        clean_samples: How many examples the subset has, spread evenly over the dataset.
+        clean_size: Examples per batch of the subset.
+    """
+
+    dataset: Dataset
+    dtype: torch.dtype | None
+    channels_last: bool = False
+    size: int = 1
+    clean_samples: int = 1
+    clean_size: int = 1
+
+    def first(self, count: int) -> Batch:
+        """The first examples."""
+        return self._rows(slice(0, min(count, len(self.dataset))))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """All examples in their order."""
+        for start in range(0, len(self.dataset), self.size):
+            yield self._rows(slice(start, min(start + self.size, len(self.dataset))))
+
+    def clean(self) -> Iterator[Batch]:
+        """The subset."""
+        rows = torch.linspace(0, len(self.dataset) - 1, self.clean_samples).round().long()
+        # Interleaved, so that a dataset sorted by class does not give batches of one class.
+        for chunk in rows.view(self.clean_size, -1).T:
+            yield self._rows(chunk.to(self.dataset.device))
+
+    def _rows(self, rows: slice | Tensor) -> Batch:
+        inputs, targets = self.dataset.batch(rows)
+        if self.dtype is not None:
+            inputs = as_dtype(inputs, self.dtype)
+        return (channels_last(inputs) if self.channels_last else inputs), targets

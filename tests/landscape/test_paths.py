@@ -267,7 +267,7 @@ def test_a_slim_vgg16_agrees_with_itself_in_float64(policy):
     plane = Subspace.through(*minima)
     coordinates = 0.3 * plane.anchor_coordinates
     quick = fm.Landscape(minima[0], data, batchnorm=policy)
-    assert quick._channels_last
+    assert quick._batches.channels_last
     found = quick.losses(plane, coordinates)
     double = copy.deepcopy(minima[0]).double()
     want = fm.Landscape(double, exact, batchnorm=policy).losses(plane, coordinates)
@@ -275,5 +275,5 @@ def test_a_slim_vgg16_agrees_with_itself_in_float64(policy):
 
 
 def test_only_convolutions_in_float32_are_laid_out_anew():
-    assert not fm.Landscape(Viewing("").double(), colours(torch.float64))._channels_last
-    assert not fm.Landscape(perceptron(dtype=torch.float32), points())._channels_last
+    assert not fm.Landscape(Viewing("").double(), colours(torch.float64))._batches.channels_last
+    assert not fm.Landscape(perceptron(dtype=torch.float32), points())._batches.channels_last

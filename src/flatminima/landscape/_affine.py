@@ -139,7 +139,8 @@ def evaluate_leading(
             for inputs, targets in batches:
                 args, kwargs = arguments(inputs)
                 base, changes = layer.products(inputs_of(network, name, inputs))
-                with _replaced(network, name) as given:
+                given = Given()
+                with replaced(network, name, given):
                     for state, point in zip(states, points, strict=True):
                         arithmetic = arithmetics[point]
                         out = _combine(base, changes, coordinates[point], out)
@@ -149,26 +150,24 @@ def evaluate_leading(
                         meter.add(int(point), arithmetic.result(outputs), targets)
 
 
-class _Given(nn.Module):
+class Given(nn.Module):
     """Stands where a layer stood, and returns what it is told."""
 
     value: Tensor
 
-    def forward(self, _inputs: Tensor) -> Tensor:
+    def forward(self, *_inputs: Any, **_named: Any) -> Tensor:
         return self.value
 
 
-class _replaced:
-    """Within, module `name` of `network` is a `_Given`."""
+class replaced:
+    """Within, another module stands where module `name` of `network` stood."""
 
-    def __init__(self, network: nn.Module, name: str):
-        self._network, self._name = network, name
+    def __init__(self, network: nn.Module, name: str, other: nn.Module):
+        self._network, self._name, self._other = network, name, other
         self._layer = network.get_submodule(name)
 
-    def __enter__(self) -> _Given:
-        given = _Given()
-        self._network.set_submodule(self._name, given)
-        return given
+    def __enter__(self) -> None:
+        self._network.set_submodule(self._name, self._other)
 
     def __exit__(self, *_error: object) -> None:
         self._network.set_submodule(self._name, self._layer)

@@ -1,20 +1,16 @@
 """The `Landscape`: a network, a dataset and a loss, as a function on weight space."""
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flatminima._linear import quick_linear
-from flatminima._seeds import derive_seed
 from flatminima.data import Dataset
 from flatminima.landscape import _batchnorm, _layers
-from flatminima.landscape._affine import evaluate_leading, evaluate_top
 from flatminima.landscape._arithmetic import (
     Arithmetic,
     check_precision,
@@ -24,33 +20,17 @@ from flatminima.landscape._arithmetic import (
 )
 from flatminima.landscape._batches import Batches
 from flatminima.landscape._losses import Losses, Meter, PerSample, per_sample_loss
-from flatminima.landscape._proof import AGREEMENT, disagreement
-from flatminima.landscape._reference import evaluate
+from flatminima.landscape._paths import Path, Problem, choose_path, evaluate_point
 from flatminima.landscape._world import quiet
 from flatminima.minimum import Minimum, State, as_minimum, split_state
-from flatminima.subspace import Subspace, choose, norm
-from flatminima.types import Buffers, Coordinates, Parameters
+from flatminima.subspace import Subspace, choose
+from flatminima.types import Coordinates, Parameters
 
 # A batch's largest activation should stay in a core's share of cache (1 to 2 MiB).
 _CACHE = 1_600_000
 # Rounding to bfloat16 moves weights by 0.0017 of their norm, about as far as a radius is long; a
 # network stored so is evaluated in float32, where w + t u keeps its digits.
 _HALF = (torch.bfloat16, torch.float16)
-# Inputs of the top layer are kept for a whole dataset up to this size.
-_FEATURES = 2 * 2**30
-
-
-@dataclass
-class _Prepared:
-    """A subspace as this landscape evaluates it."""
-
-    source: Subspace
-    here: Subspace
-    buffers: Buffers
-    policy: str
-    path: str = "reference"
-    layer: str = ""
-    features: list[tuple[Tensor, Any, torch.Size]] = field(default_factory=list)
 
 
 class Landscape:
@@ -135,7 +115,7 @@ class Landscape:
             clean_samples=self.recompute_samples,
             clean_size=self.recompute_batch,
         )
-        self._last: _Prepared | None = None
+        self._last: tuple[Subspace, Path] | None = None
         self._exact = exact(self.device)
         self._fast = fast(self._network, self.device)
 
@@ -167,14 +147,14 @@ class Landscape:
         precision = self.precision if precision is None else precision
         check_precision(precision, self._network)
         with quiet(self.device):
-            prepared = self._prepare(subspace)
+            path = self._prepare(subspace)
             count = len(coordinates)
             # From stored inputs of the top layer a point costs next to nothing.
-            if precision == "exact" or prepared.path == "top" or not count:
-                return self._evaluate(prepared, coordinates, [self._exact] * count)
+            if precision == "exact" or path.name == "top" or not count:
+                return self._evaluate(path, coordinates, [self._exact] * count)
             again = repeated_points(count)
             both = self._evaluate(
-                prepared,
+                path,
                 np.vstack([coordinates, coordinates[again]]),
                 [self._fast] * count + [self._exact] * len(again),
             )
@@ -198,8 +178,16 @@ class Landscape:
         parameters, buffers = split_state(state, self._network)
         meter = Meter(self._per_sample, 1)
         with quiet(self.device):
-            own = self._like(parameters), self._like(buffers)
-            self._one_point(*own, policy, meter, 0, self._exact)
+            evaluate_point(
+                self._network,
+                (self._like(parameters), self._like(buffers)),
+                policy,
+                meter,
+                0,
+                self._exact,
+                clean=self._batches.clean(),
+                batches=self._batches,
+            )
         return meter.losses(len(self.dataset), path="reference", batchnorm=policy)
 
     def state(self, state: State) -> Minimum:
@@ -244,175 +232,32 @@ class Landscape:
         """Whether the network has BatchNorm layers that keep running statistics."""
         return bool(_batchnorm.batchnorm_layers(self._network))
 
-    # Choosing a path.
-
-    def _prepare(self, subspace: Subspace) -> _Prepared:
-        """Bring a subspace here and choose the fastest path that its proof supports."""
-        if self._last is not None and self._last.source is subspace:
-            return self._last
-        split_state(subspace.origin, self._network)
-        like = dict(self._network.named_parameters())
-        prepared = _Prepared(
-            source=subspace,
-            here=subspace.cast(like),
-            buffers=self._like(subspace.origin.buffers),
-            policy=_batchnorm.resolve(self.batchnorm, self._network, len(subspace.anchors)),
-        )
-        if prepared.policy in ("none", "keep"):
-            probe = self._batches.first(min(self.batch_size, 64))
-            doubt = self._try_top(prepared, probe)
-            if prepared.path == "reference":
-                doubt += self._try_affine(prepared, probe)
-            if prepared.path == "reference":
-                prepared.path += doubt
-        self._last = prepared
-        return prepared
-
-    def _try_top(self, prepared: _Prepared, probe: tuple[Any, Any]) -> str:
-        """Take the path of stored top-layer inputs if that layer alone moves."""
-        try:
-            name = _layers.top_layer(self._network, probe[0])
-        except ValueError:
-            return ""
-        own = _layers.own_parameters(self._network, name)
-        if not set(prepared.here.moved) <= set(own):
-            return ""
-        if not _layers.ends_with(self._network, name, probe[0]):
-            return ""
-        self._load(prepared)
-        one = _layers.inputs_of(self._network, name, probe[0])
-        if one.nbytes / len(probe[1]) * len(self.dataset) > _FEATURES:
-            return " (the inputs of the top layer are too large to keep)"
-        prepared.layer = name
-        prepared.features = list(self._top_features(name, [probe]))
-        gap = self._gap(prepared, probe, self._top)
-        prepared.features = []
-        if gap is not None:
-            return f" (the top-layer path differed by {gap:.1e} on a probe)"
-        with quick_linear():
-            prepared.features = list(self._top_features(name, self._batches))
-        prepared.path = "top"
-        return ""
-
-    def _try_affine(self, prepared: _Prepared, probe: tuple[Any, Any]) -> str:
-        """Take the path of the shared first layer if the network starts with one."""
-        name = _layers.leading_layer(self._network, probe[0])
-        if name is None:
-            return ""
-        prepared.layer = name
-        gap = self._gap(prepared, probe, partial(self._affine, batches=[probe]))
-        if gap is not None:
-            return f" (the affine path differed by {gap:.1e} on a probe)"
-        prepared.path = "affine"
-        return ""
-
-    def _gap(self, prepared: _Prepared, probe: tuple[Any, Any], quick: Any) -> float | None:
-        """By how much a path differs from the reference on a batch at two points, if it does."""
-        here = prepared.here
-        scale = 0.1 * norm({name: here.origin.parameters[name] for name in here.moved})
-        if len(here.anchors):
-            scale = float(np.abs(here.anchor_coordinates).max())
-        points = np.zeros((2, here.dimensions))
-        draws = np.random.default_rng(derive_seed(0, "probe"))
-        points[:, :2] = scale * draws.normal(size=points[:, :2].shape)
-        as_usual = [self._exact] * len(points)
-        gap = disagreement(
-            self._per_sample,
-            len(points),
-            lambda meter: quick(prepared, points, meter, as_usual),
-            lambda meter: self._reference(prepared, points, meter, as_usual, batches=[probe]),
-        )
-        dtype = next(iter(here.origin.parameters.values())).dtype
-        return gap if gap > AGREEMENT.get(dtype, 0.0) else None
-
-    # The paths.
+    def _prepare(self, subspace: Subspace) -> Path:
+        """Bring a subspace here and choose a path; the last one is remembered."""
+        if self._last is None or self._last[0] is not subspace:
+            split_state(subspace.origin, self._network)
+            here = subspace.cast(dict(self._network.named_parameters()))
+            policy = _batchnorm.resolve(self.batchnorm, self._network, len(subspace.anchors))
+            problem = Problem(
+                network=self._network,
+                subspace=here,
+                buffers=self._like(subspace.origin.buffers),
+                policy=policy,
+                batches=self._batches,
+                per_sample=self._per_sample,
+                exact=self._exact,
+            )
+            self._last = (subspace, choose_path(problem))
+        return self._last[1]
 
     def _evaluate(
-        self, prepared: _Prepared, coordinates: Coordinates, arithmetics: Sequence[Arithmetic]
+        self, path: Path, coordinates: Coordinates, arithmetics: Sequence[Arithmetic]
     ) -> Losses:
         """The losses by the path that was chosen."""
         meter = Meter(self._per_sample, len(coordinates))
-        if prepared.path == "top":
-            self._top(prepared, coordinates, meter, arithmetics)
-        elif prepared.path == "affine":
-            self._affine(prepared, coordinates, meter, arithmetics)
-        else:
-            self._reference(prepared, coordinates, meter, arithmetics)
-        return meter.losses(len(self.dataset), path=prepared.path, batchnorm=prepared.policy)
-
-    def _top(
-        self,
-        prepared: _Prepared,
-        coordinates: Coordinates,
-        meter: Meter,
-        _exact: Sequence[Arithmetic],
-    ) -> None:
-        evaluate_top(
-            prepared.layer, self._network, prepared.here, coordinates, prepared.features, meter
-        )
-
-    def _affine(
-        self,
-        prepared: _Prepared,
-        coordinates: Coordinates,
-        meter: Meter,
-        arithmetics: Sequence[Arithmetic],
-        batches: list[tuple[Any, Any]] | None = None,
-    ) -> None:
-        evaluate_leading(
-            prepared.layer,
-            self._network,
-            prepared.here,
-            coordinates,
-            prepared.buffers,
-            self._batches if batches is None else batches,
-            meter,
-            arithmetics,
-        )
-
-    def _reference(
-        self,
-        prepared: _Prepared,
-        coordinates: Coordinates,
-        meter: Meter,
-        arithmetics: Sequence[Arithmetic],
-        batches: list[tuple[Any, Any]] | None = None,
-    ) -> None:
-        """One forward pass over the data per point."""
-        own = prepared.buffers
-        mixed = prepared.policy == "interpolate"
-        combined = _batchnorm.interpolation(prepared.here) if mixed else None
-        for point, coordinate in enumerate(coordinates):
-            parameters = prepared.here.parameters_at(coordinate)
-            buffers = combined(coordinate, own) if combined else own
-            policy, how = prepared.policy, arithmetics[point]
-            self._one_point(parameters, buffers, policy, meter, point, how, batches)
-
-    def _one_point(
-        self,
-        parameters: Parameters,
-        buffers: Buffers,
-        policy: str,
-        meter: Meter,
-        point: int,
-        arithmetic: Arithmetic,
-        batches: list[tuple[Any, Any]] | None = None,
-    ) -> None:
-        data = self._batches if batches is None else batches
-        if policy == "recompute":
-            clean = self._batches.clean()
-            buffers = _batchnorm.recomputed(self._network, parameters, buffers, clean, arithmetic)
-        if policy == "batch":
-            with _batchnorm.batch_statistics(self._network):
-                evaluate(self._network, parameters, buffers, data, meter, point, arithmetic)
-        else:
-            evaluate(self._network, parameters, buffers, data, meter, point, arithmetic)
-
-    def _top_features(self, name: str, batches: Any) -> Iterator[tuple[Tensor, Any, torch.Size]]:
-        """Inputs of the top layer, targets and shape of the outputs, batch by batch."""
-        for inputs, targets in batches:
-            features, outputs = _layers.inputs_and_outputs(self._network, name, inputs)
-            yield features, targets, outputs.shape
+        path.evaluate(coordinates, meter, arithmetics, self._batches)
+        policy = path.problem.policy
+        return meter.losses(len(self.dataset), path=path.name, batchnorm=policy)
 
     # States.
 
@@ -420,13 +265,6 @@ class Landscape:
         """Tensors of a state on this device, in the network's own types."""
         own = dict(self._network.named_parameters()) | dict(self._network.named_buffers())
         return {name: value.to(own[name]) for name, value in tensors.items() if name in own}
-
-    def _load(self, prepared: _Prepared) -> None:
-        """Put the origin into the private copy, for passes that read its own weights."""
-        state = {**prepared.here.origin.parameters, **prepared.buffers}
-        for name, value in [*self._network.named_parameters(), *self._network.named_buffers()]:
-            if name in state:
-                value.copy_(state[name])
 
 
 def _cache_sized_batch(network: nn.Module, example: Any) -> int:

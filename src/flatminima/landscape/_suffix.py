@@ -1,0 +1,195 @@
+"""Only what moves: the layers before the first moved one run once per batch.
+
+A network is cut behind a module whose output is the same at every point. Where the network is a
+chain at that place (a `Sequential`, the blocks of a residual network), its output is all that the
+rest needs: it is handed over, and what came before is skipped. Where it is not (a connection that
+leads around the cut) the rest computes something else, which the proof on a batch shows.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flatminima._linear import quick_linear
+from flatminima.landscape._affine import MEMORY, Given, replaced
+from flatminima.landscape._arithmetic import Arithmetic
+from flatminima.landscape._layers import Captured
+from flatminima.landscape._losses import Meter
+from flatminima.landscape._world import arguments
+from flatminima.subspace import Subspace
+from flatminima.types import Buffers, Coordinates, Parameters
+
+# How many places are tried: usually the last is the right one, or its parent.
+_PLACES = 4
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place behind which a network may be cut.
+
+    Attributes:
+        behind: The module whose output is handed over.
+        skipped: Modules that are not run any more.
+    """
+
+    behind: str
+    skipped: tuple[str, ...]
+
+
+class _Skip(nn.Module):
+    """Stands where a module stood whose output nobody needs."""
+
+    def forward(self, first: Any = None, *_others: Any, **_named: Any) -> Any:
+        return first
+
+
+def cuts(network: nn.Module, moved: Collection[str], inputs: Any) -> Iterator[Cut]:
+    """Places behind which nothing has moved yet, the last one first; at most a few.
+
+    Only places that leave out parameters, and modules that are called once, are worth it.
+    """
+    calls = _calls(network, inputs)
+    tensors = dict(network.named_parameters())
+    ids = {id(tensors[name]) for name in moved}
+    # Of tied weights every holder moves.
+    every = [
+        *network.named_parameters(remove_duplicate=False),
+        *network.named_buffers(remove_duplicate=False),
+    ]
+    moving = {name.rpartition(".")[0] for name, value in every if id(value) in ids}
+    if "" in moving or not moving <= set(calls):
+        return  # used outside modules' own calls, so nobody knows when
+    start = min(calls[name][0] for name in moving)
+    before = {name: ended for name, (_, ended, _, _) in calls.items() if ended < start}
+    found = 0
+    for name in sorted(before, key=lambda name: -before[name]):
+        _, ended, times, tensor = calls[name]
+        inner = [other for other in before if before[other] < ended]
+        skipped = tuple(
+            other
+            for other in inner
+            if not other.startswith(f"{name}.")
+            and not any(other.startswith(f"{outer}.") for outer in inner)
+        )
+        gone = [f"{other}." for other in (name, *skipped)]
+        left_out = {id(value) for own, value in every if own.startswith(tuple(gone))}
+        needed = {id(value) for own, value in every if not own.startswith(tuple(gone))}
+        if times == 1 and tensor and left_out and not left_out & needed and found < _PLACES:
+            found += 1
+            yield Cut(name, skipped)
+
+
+def _calls(network: nn.Module, inputs: Any) -> dict[str, tuple[int, int, int, bool]]:
+    """For every module called: when first entered, when last left, how often, whether a tensor."""
+    entered: dict[str, int] = {}
+    left: dict[str, int] = {}
+    times: dict[str, int] = {}
+    tensors: dict[str, bool] = {}
+    clock = iter(range(10**9))
+    handles = []
+
+    def watch(name: str, module: nn.Module) -> None:
+        def enter(_module: nn.Module, _args: Any) -> None:
+            entered.setdefault(name, next(clock))
+
+        def leave(_module: nn.Module, _args: Any, output: Any) -> None:
+            left[name] = next(clock)
+            times[name] = times.get(name, 0) + 1
+            tensors[name] = isinstance(output, Tensor)
+
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave))
+
+    for name, module in network.named_modules():
+        if name:
+            watch(name, module)
+    try:
+        args, kwargs = arguments(inputs)
+        network(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (entered[name], left[name], times[name], tensors[name]) for name in left}
+
+
+def evaluate_suffix(
+    cut: Cut,
+    network: nn.Module,
+    subspace: Subspace,
+    coordinates: Coordinates,
+    buffers: Buffers,
+    batches: Iterable[tuple[Any, Any]],
+    meter: Meter,
+    arithmetics: Sequence[Arithmetic],
+) -> None:
+    """Losses at any points, with everything before the cut run once per batch, exactly."""
+    origin = {**subspace.origin.parameters, **buffers}
+    for points in _chunks(subspace, len(coordinates)):
+        states = [subspace.parameters_at(coordinates[point]) for point in points]
+        with quick_linear():
+            for inputs, targets in batches:
+                args, kwargs = arguments(inputs)
+                stored = _output_of(network, cut.behind, origin, inputs)
+                with _cut_off(network, cut) as (given, needed):
+                    kept = {name: origin[name] for name in needed}
+                    for point, state in zip(points, states, strict=True):
+                        how = arithmetics[point]
+                        own = {name: state.get(name, value) for name, value in kept.items()}
+                        # A copy: the layers that follow may work in place.
+                        given.value = how.product(stored).clone()
+                        with how.used():
+                            outputs = functional_call(
+                                network, how.ready(own), args, kwargs, strict=True
+                            )
+                        meter.add(point, how.result(outputs), targets)
+
+
+def _output_of(network: nn.Module, name: str, state: Parameters, inputs: Any) -> Tensor:
+    """The output of a module in a forward pass, which goes no further than there."""
+    seen: list[Tensor] = []
+
+    def take(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        seen.append(output)
+        raise Captured
+
+    handle = network.get_submodule(name).register_forward_hook(take)
+    try:
+        args, kwargs = arguments(inputs)
+        functional_call(network, dict(state), args, kwargs, strict=True)
+    except Captured:
+        pass
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+class _cut_off:
+    """Within, a network begins behind the cut; gives what is handed over, and the tensors left."""
+
+    def __init__(self, network: nn.Module, cut: Cut) -> None:
+        self._network, self._cut = network, cut
+        self._stack = [replaced(network, name, _Skip()) for name in cut.skipped]
+
+    def __enter__(self) -> tuple[Given, list[str]]:
+        given = Given()
+        self._stack.append(replaced(self._network, self._cut.behind, given))
+        for each in self._stack:
+            each.__enter__()
+        left = [*self._network.named_parameters(), *self._network.named_buffers()]
+        return given, [name for name, _ in left]
+
+    def __exit__(self, *error: object) -> None:
+        for each in reversed(self._stack):
+            each.__exit__(*error)
+
+
+def _chunks(subspace: Subspace, points: int) -> Iterator[list[int]]:
+    """Runs of points whose moved parameters fit into MEMORY."""
+    size = sum(subspace.origin.parameters[name].nbytes for name in subspace.moved)
+    step = max(1, MEMORY // max(size, 1))
+    for first in range(0, points, step):
+        yield np.arange(first, min(first + step, points)).tolist()

@@ -22,9 +22,9 @@ from flatminima.landscape._world import as_dtype
 
 HALF = torch.bfloat16
 
-# One point in so many is computed in both ways, and no fewer than a few: the difference hangs on
-# where in the plane a point lies.
-_REPEATED, _FEWEST = 50, 3
+# One point in so many is computed in both ways. Of few points it is three, for the difference hangs
+# on where in the plane a point lies, but no more than one in eight: they would cost what is saved.
+_REPEATED, _FEWEST, _AT_MOST = 50, 3, 8
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def check_precision(precision: str, network: nn.Module) -> None:
 
 
 def repeated_points(points: int) -> Int64[np.ndarray, " repeated"]:
-    """Which of so many points are computed in both ways: a fiftieth, at least three, at random."""
-    count = min(points, max(_FEWEST, round(points / _REPEATED)))
+    """Which of so many points are computed in both ways: about a fiftieth, at random."""
+    count = max(1, min(_FEWEST, points // _AT_MOST), round(points / _REPEATED))
     draw = np.random.default_rng(derive_seed(0, "repeated", points))
     return np.sort(draw.choice(points, count, replace=False))

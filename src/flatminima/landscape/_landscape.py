@@ -48,7 +48,7 @@ class Landscape:
         batchnorm: "auto", "recompute", "keep", "interpolate" or "batch"; see `docs/definitions.md`.
         precision: "exact": float32 stays float32 (TF32 and autocast off), and weights stored in
             half precision are evaluated in float32. "fast": products in bfloat16 with sums in
-            float32; a fiftieth of the points, at least three, is computed exactly too, and the
+            float32; about a fiftieth of the points is computed exactly too, and the
             largest difference is part of the result. Losses of single states and radii are exact.
         batch_size: Examples per forward pass; by default so many that activations fit the cache.
         device: Where to compute; by default where the model is.

@@ -1,0 +1,379 @@
+"""How long does a point take, against the ways in which it is usually computed?
+
+    python benchmarks/speed.py --out results/speed
+    python benchmarks/speed.py --rivals FOLDER --out results/speed
+
+FOLDER holds loss-landscapes 3.0.6 (`pip install --no-deps --target FOLDER loss-landscapes==3.0.6`);
+without it that alternative is left out, and the result says so.
+
+All ways of one work run in turn, A B C A B C, and medians over the rounds are compared. A way whose
+cost per point is constant does a few of the points only. It writes `cpu.json`.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import flatminima as fm
+from flatminima._linear import product
+from flatminima.minimum import Minimum
+from flatminima.store import Store
+from flatminima.study.provenance import provenance
+
+ROOT = Path(__file__).parents[1]
+POINTS = 25
+FEW = 5  # points of a way whose cost per point is constant
+OF_PUBLISHED = 1
+# Multiply-adds of the MLP per image: of its first layer, and of the others.
+FIRST, REST = 784 * 800, 800 * 320 + 320 * 50 + 50 * 10
+
+Way = Callable[[], int]
+"""Computes some points and says how many."""
+
+
+def trained(group: str) -> list[Minimum]:
+    """The three published networks of a group at the end of their training."""
+    store = Store(ROOT / "results" / "mnist-paper")
+    jobs = store.manifest("mnist-paper")["jobs"]
+    file = "last.safetensors"
+    return [
+        Minimum.from_bytes(store.read("network", job["digest"], under=[file])[file])
+        for job in jobs
+        if job["kind"] == "network" and job["label"].startswith(group)
+    ]
+
+
+def plain_pass(
+    network: nn.Module, state: Mapping[str, Tensor], images: Tensor, labels: Tensor, size: int
+) -> float:
+    """The loss of one point by a loop over tensors in memory."""
+    total = 0.0
+    with torch.no_grad():
+        for start in range(0, len(images), size):
+            outputs = functional_call(network, dict(state), (images[start : start + size],))
+            losses = F.cross_entropy(outputs, labels[start : start + size], reduction="none")
+            total += float(losses.double().sum())
+    return total / len(images)
+
+
+def best_size(network: nn.Module, images: Tensor, labels: Tensor, sizes: list[int]) -> int:
+    """The batch size at which the plain loop is quickest."""
+    state = dict(network.named_parameters()) | dict(network.named_buffers())
+    seconds = {}
+    for size in sizes:
+        plain_pass(network, state, images[: 4 * size], labels[: 4 * size], size)
+        start = time.perf_counter()
+        plain_pass(network, state, images, labels, size)
+        seconds[size] = time.perf_counter() - start
+    return min(seconds, key=lambda size: seconds[size])
+
+
+class _PerImage(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Images that are turned into tensors and normalised one by one."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self._images, self._labels = images.numpy(), labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = torch.from_numpy(self._images[index]).float().div(255)
+        return image.sub(0.1307).div(0.3081), self._labels[index]
+
+
+def published_pass(state: Mapping[str, Tensor], data: _PerImage) -> float:
+    """One point the published study's way: a new network, and a data loader with transforms."""
+    network = fm.build_model("mlp")
+    network.load_state_dict(dict(state))
+    total = 0.0
+    with torch.no_grad():
+        for images, labels in torch.utils.data.DataLoader(data, batch_size=100):
+            total += float(F.cross_entropy(network(images), labels, reduction="sum"))
+    return total / len(data)
+
+
+def loss_landscapes_plane(folder: Path, minima: list[Minimum], data: fm.Dataset, size: int) -> Way:
+    """The plane of the package loss-landscapes, over the same images in memory."""
+    sys.path.insert(0, str(folder))
+    import loss_landscapes
+    from loss_landscapes.metrics import Metric
+
+    images, labels = data.images, data.labels
+
+    class Loss(Metric):  # type: ignore[misc]
+        def __call__(self, model: Any) -> float:
+            total = 0.0
+            with torch.no_grad():
+                for start in range(0, len(images), size):
+                    outputs = model.forward(images[start : start + size])
+                    part = labels[start : start + size]
+                    total += float(F.cross_entropy(outputs, part, reduction="sum"))
+            return total / len(images)
+
+    def way() -> int:
+        modules = [minimum.module() for minimum in minima]
+        steps = 2
+        loss_landscapes.planar_interpolation(*modules, Loss(), steps, deepcopy_model=True)
+        return steps * steps
+
+    return way
+
+
+def in_turn(ways: Mapping[str, Way], rounds: int) -> dict[str, Any]:
+    """Seconds per point of every way, round by round, with medians and ratios to the first."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()  # once for everything that happens only once
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            points = way()
+            seconds[name].append((time.perf_counter() - start) / points)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    ours = [name for name in ways if name in ("exact", "fast")]
+    return {
+        "seconds_per_point": {name: round(value, 4) for name, value in medians.items()},
+        "rounds": {name: [round(v, 4) for v in values] for name, values in seconds.items()},
+        "times_faster_than": {
+            mine: {
+                name: round(value / medians[mine], 2)
+                for name, value in medians.items()
+                if name not in ours
+            }
+            for mine in ours
+        },
+    }
+
+
+def mnist_plane(options: argparse.Namespace) -> dict[str, Any]:
+    """A plane of the MLP over all 60,000 images."""
+    data = fm.load_dataset("mnist")
+    raw = (data.images * 0.3081 + 0.1307).mul(255).round().to(torch.uint8)
+    minima = trained("natural")
+    plane = fm.Subspace.through(*minima)
+    axis = np.linspace(-0.4, 1.3, 50)[[4, 14, 24, 34, 44]]
+    points = plane.barycentric(np.array([[x, y, 1 - x - y] for x in axis for y in axis]))
+    network = fm.build_model("mlp").eval()
+    size = best_size(network, data.images, data.labels, [250, 500, 1000, 2000, 5000])
+    per_image = _PerImage(raw, data.labels)
+    spread = points[:: POINTS // FEW]
+    found: dict[str, np.ndarray] = {}
+
+    def ours(precision: str) -> Way:
+        def way() -> int:
+            scape = fm.Landscape(network, data, precision=precision)
+            found[precision] = scape.losses(plane, points).loss
+            return len(points)
+
+        return way
+
+    def plain() -> int:
+        states = [plane.parameters_at(point) for point in spread]
+        found["plain"] = np.array(
+            [plain_pass(network, state, data.images, data.labels, size) for state in states]
+        )
+        return len(states)
+
+    def published() -> int:
+        for point in spread[:OF_PUBLISHED]:
+            published_pass(plane.parameters_at(point), per_image)
+        return OF_PUBLISHED
+
+    ways: dict[str, Way] = {
+        "exact": ours("exact"),
+        "fast": ours("fast"),
+        "plain loop": plain,
+        "published way": published,
+    }
+    if options.rivals:
+        name = "loss-landscapes 3.0.6"
+        ways[name] = loss_landscapes_plane(options.rivals, minima, data, size)
+    result = in_turn(ways, options.rounds)
+    gap = np.abs(found["exact"][:: POINTS // FEW] - found["plain"]) / (1 + found["plain"])
+    off = np.abs(found["fast"] - found["exact"])
+    peak = rates()
+    share = {
+        name: 2 * 60_000 * (3 * FIRST / POINTS + REST) / 1e9 / result["seconds_per_point"][name]
+        for name in ("exact", "fast")
+    }
+    return {
+        **result,
+        "points": POINTS,
+        "plain_batch_size": size,
+        "largest_relative_difference_of_exact_from_plain": float(gap.max()),
+        "largest_difference_of_fast": float(off.max()),
+        "gflop_per_second": {**peak, **{name: round(value) for name, value in share.items()}},
+    }
+
+
+def rates() -> dict[str, float]:
+    """Products per second of the network's second layer, in GFLOP, each way of computing them."""
+    inputs, weight, bias = torch.randn(500, 800), torch.randn(320, 800), torch.randn(320)
+    half = [value.bfloat16() for value in (inputs, weight, bias)]
+    ways: dict[str, Callable[[], Any]] = {
+        "float32 product, oneDNN": lambda: product(inputs, weight, bias),
+        "float32 product, as torch chooses": lambda: F.linear(inputs, weight, bias),
+        "bfloat16 product": lambda: F.linear(*half),
+    }
+    result = {}
+    for name, way in ways.items():
+        seconds = []
+        for _ in range(50):
+            start = time.perf_counter()
+            way()
+            seconds.append(time.perf_counter() - start)
+        result[name] = round(2 * 500 * 800 * 320 / statistics.median(seconds) / 1e9)
+    return result
+
+
+def radius(
+    network: nn.Module,
+    data: fm.Dataset,
+    state: Any,
+    parameters: str,
+    step: float,
+    size: int,
+    rounds: int,
+    *,
+    directions: int = 20,
+) -> dict[str, Any]:
+    """Radii along both sides of random directions, against a walk along one by whole passes.
+
+    The walk's passes are counted once; a round times one of them and multiplies.
+    """
+    options: dict[str, Any] = {"directions": directions, "parameters": parameters}
+    scape = fm.Landscape(network, data, batchnorm="keep")
+    walked = fm.flatness_radius(scape, state, protocol="stepwise", step=step, **options)
+    passes = int((walked["radius"] / step + 1).round().sum())
+    weights = fm.Landscape(network, data).state(state)
+    tensors = {**weights.parameters, **weights.buffers}
+    measured: dict[str, Any] = {}
+
+    def ours() -> int:
+        fresh = fm.Landscape(network, data, batchnorm="keep")
+        measured["radii"] = fm.flatness_radius(fresh, state, **options)
+        return 1
+
+    def one_pass() -> int:
+        plain_pass(network, tensors, data.images, data.labels, size)
+        return 1
+
+    result = in_turn({"exact": ours, "one pass of the plain loop": one_pass}, rounds)
+    seconds = result["seconds_per_point"]
+    walk = passes * seconds["one pass of the plain loop"]
+    radii = measured["radii"]
+    return {
+        "seconds": {**seconds, "walk, reckoned": round(walk, 2)},
+        "rounds": result["rounds"],
+        "times_faster_than": {"exact": {"stepwise walk": round(walk / seconds["exact"], 1)}},
+        "passes_of_the_walk": passes,
+        "evaluations": int(radii["evaluations"].sum()),
+        "rays": int(radii["radius"].size),
+        "mean_radius": round(float(radii["radius"].mean()), 3),
+        "not_crossed": int((radii["outcome"] != 0).sum()),
+        "path": radii.attrs["path"],
+    }
+
+
+def mnist_radius(options: argparse.Namespace, parameters: str, step: float) -> dict[str, Any]:
+    """Radii of the MLP, on natural and on random labels."""
+    natural = fm.load_dataset("mnist")
+    groups = {
+        "natural": natural,
+        "random": fm.randomize_labels(natural, fraction=0.5, seed=options.noise_seed),
+    }
+    network = fm.build_model("mlp").eval()
+    size = best_size(network, natural.images, natural.labels, [500, 1000, 2000])
+    return {
+        group: radius(network, data, trained(group)[0], parameters, step, size, options.rounds)
+        for group, data in groups.items()
+    }
+
+
+def vgg(options: argparse.Namespace) -> dict[str, Any]:
+    """VGG16 at initialisation on 1,000 images: points of all, of the last third, top radii."""
+    data = fm.load_dataset("cifar10", limit=1000)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = fm.build_model("vgg16").eval()
+    size = best_size(network, data.images, data.labels, [50, 100, 200])
+    names = [name for name, _ in network.named_parameters()]
+    everything = fm.Subspace.random(network, 2, 0)
+    last = fm.Subspace.random(network, 2, 0, parameters=names[2 * len(names) // 3 :])
+    points = 0.1 * np.random.default_rng(0).normal(size=(8, 2))
+
+    def ours(subspace: fm.Subspace, precision: str) -> Way:
+        def way() -> int:
+            scape = fm.Landscape(network, data, batchnorm="keep", precision=precision)
+            scape.losses(subspace, points)
+            return len(points)
+
+        return way
+
+    def plain() -> int:
+        tensors = everything.parameters_at(points[0]) | dict(network.named_buffers())
+        plain_pass(network, tensors, data.images, data.labels, size)
+        return 1
+
+    whole = {"exact": ours(everything, "exact"), "fast": ours(everything, "fast")}
+    return {
+        "plane": {**in_turn({**whole, "plain loop": plain}, options.rounds), "points": len(points)},
+        "last third": {
+            **in_turn({"exact": ours(last, "exact"), "plain loop": plain}, options.rounds),
+            "points": len(points),
+        },
+        "radius, top": radius(network, data, network, "top", 1.0, size, options.rounds),
+        "plain_batch_size": size,
+    }
+
+
+WORKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "mnist-plane": mnist_plane,
+    "mnist-radius": lambda options: mnist_radius(options, "all", 1.0),
+    "mnist-radius-top": lambda options: mnist_radius(options, "top", 0.2),
+    "vgg16": vgg,
+}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--noise-seed", type=int, default=42)
+    parser.add_argument("--rivals", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    path = options.out / "cpu.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"works": {}}
+    for name in options.only:
+        about = {**provenance(), "date": datetime.now(UTC).date().isoformat()}
+        measured = WORKS[name](options)
+        result["works"][name] = {
+            "threads": options.threads,
+            **measured,
+            "provenance": about,
+        }
+        print(json.dumps({name: measured}, indent=1), flush=True)
+        options.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -154,3 +154,27 @@ def test_the_readme_quotes_the_look_into_the_difference():
         headline = row[2].split("<br>")[0]
         assert headline.startswith("**")
         assert headline in README
+
+
+def test_the_readme_shows_the_speeds_that_were_measured():
+    works = json.loads((ROOT / "results" / "speed" / "cpu.json").read_text())["works"]
+    text = " ".join(README[README.index("## Speed") : README.index("## What differs")].split())
+    plane = works["mnist-plane"]
+    assert all(len(rounds) >= 5 for rounds in plane["rounds"].values())
+    for name in ("exact", "fast"):
+        assert f"{plane['seconds_per_point'][name]:.3f}" in text
+        for other, ratio in plane["times_faster_than"][name].items():
+            assert f"{plane['seconds_per_point'][other]:.3f}" in text, other
+            # Halves go up, as for a person; 8.95 is a little less than that in binary.
+            assert f"{ratio + 1e-9:.1f}" in text, (name, other)
+    assert f"{plane['largest_difference_of_fast']:.2g} in loss" in text
+    assert f"{plane['largest_relative_difference_of_exact_from_plain']:.1e} of 1 + loss" in text
+    for group in ("natural", "random"):
+        top = works["mnist-radius-top"][group]
+        assert f"{top['seconds']['exact']:.1f} s {group}" in text
+        assert f"{top['seconds']['walk, reckoned']:.0f} s" in text
+        assert f"{top['times_faster_than']['exact']['stepwise walk']:.0f} " in text
+    whole, last = works["vgg16"]["plane"], works["vgg16"]["last third"]
+    for part, name in ((whole, "exact"), (whole, "fast"), (last, "exact")):
+        assert f"{part['seconds_per_point'][name]:.2f} s" in text
+    assert f"{whole['seconds_per_point']['plain loop']:.2f} s" in text

@@ -24,8 +24,8 @@ class Losses:
         metrics: Further means by name; `accuracy` where the targets are classes.
         finite: Whether the loss came out finite.
         standard_error: Sampling error of the mean over examples, or `None` where it is not defined.
-        path: How it was computed ("reference", "affine", "top"), with the reason if a faster way
-            was given up.
+        path: How it was computed ("reference", "affine", "suffix", "top"), with the reason if a
+            faster way was given up.
         batchnorm: The BatchNorm policy; "none" for a network without BatchNorm.
         samples: Number of examples.
         repeated: How many of the points were computed again in full precision; 0 if all were.

@@ -85,6 +85,34 @@ class Again(nn.Module):
         return self.a(torch.relu(self.b(torch.tanh(self.a(x)))))
 
 
+class Counting(nn.Module):
+    """Its output grows with every call, by a buffer that it writes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(5, CLASSES)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.c(torch.relu(self.b(torch.relu(self.a(x))))) * self.calls
+
+
+class Strict(nn.Module):
+    """Refuses what its second layer cannot have returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 5), nn.Linear(5, 3), nn.Linear(5, CLASSES)
+
+    def forward(self, x):
+        y = self.a(x)
+        assert y.shape[1] == 5
+        if self.b(y).shape[1] != 3:
+            raise KeyError("b")
+        return self.c(y).relu() + self.c(torch.tanh(y))
+
+
 def in_place():
     """Works in place behind the cut."""
     layers = [nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 5), nn.ReLU(inplace=True)]
@@ -108,6 +136,7 @@ CASES = {
     "behind a norm": (ImageNet, images, ["head.weight", "norm.bias"], "conv"),
     "a way around": (Around, points, ["c.weight", "d.weight"], "a"),
     "the input again": (OfTheInput, points, ["b.weight", "c.weight"], "a"),
+    "its own checks": (Strict, points, ["c.weight"], "a"),
     "used elsewhere": (Loose, points, ["b.bias", "c.weight"], None),
     "called again": (Again, points, ["b.weight"], None),
     "tied": (Tied, points, ["out.bias"], None),
@@ -164,6 +193,21 @@ def test_any_chain_from_any_layer_on(sizes, from_layer, samples, batch_size, cou
     want = [naive.loss_at(network, naive.parameters_at(rays, c), data)[0] for c in coordinates]
     np.testing.assert_allclose(found.loss, want, rtol=1e-12, atol=1e-12)
     assert found.path == "suffix"
+
+
+def test_no_point_sees_what_another_left_in_a_buffer():
+    network = seeded(Counting().double(), 5).eval()
+    landscape = fm.Landscape(network, points(), batch_size=10)
+    rays = Subspace.random(network, 2, 0, parameters=["b.weight", "c.weight"])
+    coordinates = np.random.default_rng(0).normal(size=(4, 2))
+    found = landscape.losses(rays, coordinates)
+    assert found.path == "suffix"
+    want = [
+        landscape.loss_at({**network.state_dict(), **rays.parameters_at(c)}).loss[0]
+        for c in coordinates
+    ]
+    np.testing.assert_allclose(found.loss, want, rtol=1e-12)
+    np.testing.assert_array_equal(landscape.losses(rays, coordinates).loss, found.loss)
 
 
 def test_layers_before_the_cut_run_once_a_batch():

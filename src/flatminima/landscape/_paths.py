@@ -301,9 +301,10 @@ def _gap(given: Problem, path: Path, probe: Batch) -> float | None:
         gap = disagreement(
             given.per_sample, len(points), on_probe(path), on_probe(Reference(given))
         )
-    except (RuntimeError, TypeError, AttributeError):
+    except Exception:
         if not isinstance(path, Suffix):
             raise
-        return float("inf")  # what is left of the network cannot run without what was cut off
+        # What is left of the network cannot run without what was cut off; it may say so anyhow.
+        return float("inf")
     dtype = next(iter(here.origin.parameters.values())).dtype
     return gap if gap > AGREEMENT.get(dtype, 0.0) else None

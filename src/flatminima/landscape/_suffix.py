@@ -127,18 +127,22 @@ def evaluate_suffix(
     arithmetics: Sequence[Arithmetic],
 ) -> None:
     """Losses at any points, with everything before the cut run once per batch, exactly."""
-    origin = {**subspace.origin.parameters, **buffers}
+
+    def beside(parameters: Parameters) -> dict[str, Tensor]:
+        # A network may write to its buffers; no point must see what another left there.
+        return {**parameters, **{name: value.clone() for name, value in buffers.items()}}
+
     for points in _chunks(subspace, len(coordinates)):
-        states = [subspace.parameters_at(coordinates[point]) for point in points]
+        origin = beside(subspace.origin.parameters)
+        states = [beside(subspace.parameters_at(coordinates[point])) for point in points]
         with quick_linear():
             for inputs, targets in batches:
                 args, kwargs = arguments(inputs)
                 stored = _output_of(network, cut.behind, origin, inputs)
                 with _cut_off(network, cut) as (given, needed):
-                    kept = {name: origin[name] for name in needed}
                     for point, state in zip(points, states, strict=True):
                         how = arithmetics[point]
-                        own = {name: state.get(name, value) for name, value in kept.items()}
+                        own = {name: state[name] for name in needed}
                         # A copy: the layers that follow may work in place.
                         given.value = how.product(stored).clone()
                         with how.used():

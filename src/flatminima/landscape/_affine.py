@@ -6,8 +6,9 @@ per point. Two layers have the same input at every point: the first one of a net
 data (`evaluate_leading`), and the last one when nothing before it moves (`evaluate_top`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,20 +19,33 @@ from torch.nn.modules.conv import _ConvNd
 
 from flatminima._linear import quick_linear
 from flatminima.landscape._arithmetic import Arithmetic
+from flatminima.landscape._batches import Batch
 from flatminima.landscape._layers import inputs_of, own_parameters
 from flatminima.landscape._losses import Meter
+from flatminima.landscape._states import MEMORY, States
+from flatminima.landscape._threads import in_threads
 from flatminima.landscape._world import arguments
 from flatminima.subspace import Subspace
-from flatminima.types import Buffers, Coordinates
+from flatminima.types import Buffers, Coordinates, Parameters
 
-# Parameters and directions formed at once; a chunk of points is cut so that they fit.
-MEMORY = 256 * 2**20
+Features: TypeAlias = tuple[Tensor, Any, torch.Size]
+"""Of one batch the top layer's inputs, the targets, and the shape of the network's outputs."""
+
+# Outputs of so many bytes are turned into losses at once: they stay in the cache.
+_STACK = 2**19
 
 
 class _Layer:
     """An affine layer at the origin and along some directions."""
 
-    def __init__(self, network: nn.Module, name: str, subspace: Subspace, active: list[int]):
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        subspace: Subspace,
+        active: list[int],
+        direction: Callable[[int], Parameters],
+    ) -> None:
         module = network.get_submodule(name)
         weight, *rest = own_parameters(network, name)
         bias = rest[0] if rest else None
@@ -43,9 +57,9 @@ class _Layer:
         self._origin = (origin[weight], origin[bias] if bias else None)
         self._directions: dict[int, tuple[Tensor | None, Tensor | None]] = {}
         for index in active:
-            direction = subspace.direction(index)
-            u = direction.get(weight)
-            b = direction.get(bias) if bias else None
+            along = direction(index)
+            u = along.get(weight)
+            b = along.get(bias) if bias else None
             self._directions[index] = (
                 None if u is None else u.to(dtype),
                 None if b is None else b.to(dtype),
@@ -84,8 +98,10 @@ def evaluate_top(
     network: nn.Module,
     subspace: Subspace,
     coordinates: Coordinates,
-    features: Iterable[tuple[Tensor, Any, torch.Size]],
+    features: Sequence[Features],
     meter: Meter,
+    *,
+    threads: bool,
 ) -> None:
     """Losses when the top layer alone moves, from its stored inputs.
 
@@ -94,17 +110,28 @@ def evaluate_top(
         network: A private copy of the network.
         subspace: Moves parameters of that layer only.
         coordinates: The points.
-        features: Per batch the layer's inputs, the targets and the shape of the outputs.
+        features: Batches of the layer's inputs.
         meter: Receives the losses.
+        threads: Whether batches may be spread over threads.
     """
     active = [int(index) for index in np.flatnonzero(coordinates.any(axis=0))]
-    layer = _Layer(network, name, subspace, active)
-    out: Tensor | None = None
-    for inputs, targets, shape in features:
+    layer = _Layer(network, name, subspace, active, subspace.direction)
+
+    def one(_network: nn.Module, batch: int) -> Meter:
+        inputs, targets, shape = features[batch]
         base, changes = layer.products(inputs)
-        for point, coordinate in enumerate(coordinates):
-            out = _combine(base, changes, coordinate, out)
-            meter.add(point, out.view(shape), targets)
+        part = meter.part()
+        step = max(1, _STACK // base.nbytes)
+        stack = base.new_empty((min(step, len(coordinates)), *base.shape))
+        for first in range(0, len(coordinates), step):
+            points = range(first, min(first + step, len(coordinates)))
+            for point, out in zip(points, stack, strict=False):
+                _combine(base, changes, coordinates[point], out)
+            part.add_stack(points, stack[: len(points)].view(len(points), *shape), targets)
+        return part
+
+    for part in in_threads(network, range(len(features)), one, allowed=threads):
+        meter.join(part)
 
 
 def evaluate_leading(
@@ -113,9 +140,11 @@ def evaluate_leading(
     subspace: Subspace,
     coordinates: Coordinates,
     buffers: Buffers,
-    batches: Iterable[tuple[Any, Any]],
+    batches: Sequence[Batch],
     meter: Meter,
     arithmetics: Sequence[Arithmetic],
+    *,
+    threads: bool,
 ) -> None:
     """Losses at any points, with the products of the first layer shared between them.
 
@@ -124,30 +153,59 @@ def evaluate_leading(
     many points use it.
     """
     own = own_parameters(network, name)
+    formed = States(subspace)
     for points, active in _chunks(subspace, coordinates, own):
-        layer = _Layer(network, name, subspace, active)
-        states = _rest_of_parameters(subspace, coordinates[points], active, own)
-        states = [
-            {
-                **arithmetics[point].ready(state),
-                **{key: value.clone() for key, value in buffers.items()},
-            }
-            for state, point in zip(states, points, strict=True)
-        ]
+        chunk = _Leading(
+            name,
+            _Layer(network, name, subspace, active, formed.direction),
+            points,
+            coordinates[points],
+            [arithmetics[point] for point in points],
+            [
+                {
+                    **arithmetics[point].ready(formed.at(coordinates[point], without=own)),
+                    **{key: value.clone() for key, value in buffers.items()},
+                }
+                for point in points
+            ],
+        )
+
+        def one(network: nn.Module, batch: int, chunk: "_Leading" = chunk) -> Meter:
+            part = meter.part()
+            chunk.evaluate(network, batches[batch], part)
+            return part
+
+        for part in in_threads(network, range(len(batches)), one, allowed=threads):
+            meter.join(part)
+
+
+@dataclass(frozen=True)
+class _Leading:
+    """Points that share the products of the first layer."""
+
+    name: str
+    layer: _Layer
+    points: np.ndarray
+    coordinates: Coordinates
+    arithmetics: Sequence[Arithmetic]
+    states: Sequence[dict[str, Tensor]]
+
+    def evaluate(self, network: nn.Module, batch: Batch, meter: Meter) -> None:
+        """Add the losses of one batch at all points."""
+        inputs, targets = batch
+        args, kwargs = arguments(inputs)
         out: Tensor | None = None
+        given = Given()
+        each = zip(self.points, self.coordinates, self.arithmetics, self.states, strict=True)
         with quick_linear():
-            for inputs, targets in batches:
-                args, kwargs = arguments(inputs)
-                base, changes = layer.products(inputs_of(network, name, inputs))
-                given = Given()
-                with replaced(network, name, given):
-                    for state, point in zip(states, points, strict=True):
-                        arithmetic = arithmetics[point]
-                        out = _combine(base, changes, coordinates[point], out)
-                        given.value = arithmetic.product(out)
-                        with arithmetic.used():
-                            outputs = functional_call(network, state, args, kwargs, strict=True)
-                        meter.add(int(point), arithmetic.result(outputs), targets)
+            base, changes = self.layer.products(inputs_of(network, self.name, inputs))
+            with replaced(network, self.name, given):
+                for point, coordinate, arithmetic, state in each:
+                    out = _combine(base, changes, coordinate, out)
+                    given.value = arithmetic.product(out)
+                    with arithmetic.used():
+                        outputs = functional_call(network, state, args, kwargs, strict=True)
+                    arithmetic.add(meter, int(point), outputs, targets)
 
 
 class Given(nn.Module):
@@ -181,12 +239,11 @@ def _chunks(
     A point costs its parameters behind the first layer, a direction its first layer; cutting does
     not change any number, since each point's sums are formed in the order of the directions.
     """
-    sizes = {name: value.numel() for name, value in subspace.origin.parameters.items()}
+    sizes = {name: value.nbytes for name, value in subspace.origin.parameters.items()}
     leading = sum(sizes[name] for name in own)
-    # The rest is summed in float64 before it is rounded; products of a batch are about as large
-    # again as the layer itself.
-    per_point = 12 * (sum(sizes.values()) - leading) + 1
-    per_direction = 16 * leading + 1
+    per_point = sum(sizes.values()) - leading + 1
+    # In float64 when it is drawn, and as a layer; products of a batch are about as large again.
+    per_direction = 4 * leading + 1
     points: list[int] = []
     active: set[int] = set()
     for point, coordinate in enumerate(coordinates):
@@ -198,29 +255,3 @@ def _chunks(
         active = wanted
     if points:
         yield np.array(points), sorted(active)
-
-
-def _rest_of_parameters(
-    subspace: Subspace, coordinates: Coordinates, active: list[int], own: tuple[str, ...]
-) -> list[dict[str, Tensor]]:
-    """Per point the parameters outside the first layer; each direction is drawn once."""
-    origin = {name: value for name, value in subspace.origin.parameters.items() if name not in own}
-    sums: list[dict[str, Tensor]] = [{} for _ in coordinates]
-    for index in active:
-        direction = subspace.direction(index)
-        for row, coordinate in zip(sums, coordinates, strict=True):
-            if coordinate[index] == 0.0:
-                continue
-            for name, value in direction.items():
-                if name in own:
-                    continue
-                if name not in row:
-                    row[name] = origin[name].to(torch.float64, copy=True)
-                row[name].add_(value, alpha=float(coordinate[index]))
-    return [
-        {
-            name: row[name].to(value.dtype) if name in row else value
-            for name, value in origin.items()
-        }
-        for row in sums
-    ]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from flatminima._seeds import derive_seed
 from flatminima.landscape._layers import is_affine, own_parameters
-from flatminima.landscape._world import as_dtype
+from flatminima.landscape._losses import Meter
+from flatminima.landscape._world import as_dtype, channels_last
 
 HALF = torch.bfloat16
 
@@ -36,11 +37,14 @@ class Arithmetic:
         device: Where they are.
         weights: Names of parameters that enter products and nothing else: rounded once a point
             where they would be rounded anew in every batch.
+        channels_last: Whether images are laid out so; weights of convolutions then are, too, once a
+            point where they would be laid out anew in every batch.
     """
 
     half: bool
     device: torch.device
     weights: frozenset[str] = frozenset()
+    channels_last: bool = False
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
@@ -53,26 +57,35 @@ class Arithmetic:
 
     def ready(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters as the products take them."""
-        return {
-            name: value.to(HALF) if self.half and name in self.weights else value
-            for name, value in parameters.items()
-        }
+
+        def taken(name: str, value: Tensor) -> Tensor:
+            value = value.to(HALF) if self.half and name in self.weights else value
+            return channels_last(value) if self.channels_last else value
+
+        return {name: taken(name, value) for name, value in parameters.items()}
 
     def product(self, value: Tensor) -> Tensor:
         """An activation on its way into a layer, as the products take it."""
         return value.to(HALF) if self.half else value
 
-    def result(self, outputs: Any) -> Any:
-        """Outputs of a network as losses take them."""
-        return as_dtype(outputs, torch.float32) if self.half else outputs
+    def add(self, meter: Meter, point: int, outputs: Any, targets: Any) -> None:
+        """Add a batch of a network's outputs to a meter."""
+        if not self.half:
+            meter.add(point, outputs, targets)
+            return
+        outputs = as_dtype(outputs, torch.float32)
+        if isinstance(outputs, Tensor):
+            meter.add_stack([point], outputs[None], targets)
+        else:
+            meter.add(point, outputs, targets)
 
 
-def exact(device: torch.device) -> Arithmetic:
+def exact(device: torch.device, *, channels_last: bool = False) -> Arithmetic:
     """Float32 stays float32."""
-    return Arithmetic(half=False, device=device)
+    return Arithmetic(half=False, device=device, channels_last=channels_last)
 
 
-def fast(network: nn.Module, device: torch.device) -> Arithmetic:
+def fast(network: nn.Module, device: torch.device, *, channels_last: bool = False) -> Arithmetic:
     """Products in half precision."""
     holders: dict[int, bool] = {}
     for module in network.modules():
@@ -85,7 +98,8 @@ def fast(network: nn.Module, device: torch.device) -> Arithmetic:
         for name in own_parameters(network, layer)
     }
     names = {name for name, value in network.named_parameters() if holders[id(value)]}
-    return Arithmetic(half=True, device=device, weights=frozenset(names & affine))
+    weights = frozenset(names & affine)
+    return Arithmetic(half=True, device=device, weights=weights, channels_last=channels_last)
 
 
 def check_precision(precision: str, network: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """A dataset as a network takes it, batch by batch, always in the same order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ Batch: TypeAlias = tuple[Any, Any]
 
 
 @dataclass(frozen=True)
-class Batches:
+class Batches(Sequence[Batch]):
     """All of a dataset in batches of one size, and a clean subset in full batches of another.
 
     Attributes:
@@ -38,10 +38,15 @@ class Batches:
         """The first examples."""
         return self._rows(slice(0, min(count, len(self.dataset))))
 
-    def __iter__(self) -> Iterator[Batch]:
-        """All examples in their order."""
-        for start in range(0, len(self.dataset), self.size):
-            yield self._rows(slice(start, min(start + self.size, len(self.dataset))))
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.size)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One batch; all of them are all examples in their order."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start = index * self.size
+        return self._rows(slice(start, min(start + self.size, len(self.dataset))))
 
     def clean(self) -> Iterator[Batch]:
         """The subset."""

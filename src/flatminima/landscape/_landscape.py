@@ -28,6 +28,8 @@ from flatminima.types import Coordinates, Parameters
 
 # A batch's largest activation should stay in a core's share of cache (1 to 2 MiB).
 _CACHE = 1_600_000
+# Products of weights and examples in a batch from which on threads gain by a batch each.
+_ENOUGH = 10_000_000
 # Rounding to bfloat16 moves weights by 0.0017 of their norm, about as far as a radius is long; a
 # network stored so is evaluated in float32, where w + t u keeps its digits.
 _HALF = (torch.bfloat16, torch.float16)
@@ -105,6 +107,7 @@ class Landscape:
             last = _layers.takes_channels_last(self._network, data.first(2)[0])
             data = replace(data, channels_last=last)
             size = batch_size or _cache_sized_batch(self._network, data.first(1)[0])
+            writes = _layers.writes_to_buffers(self._network, data.first(2)[0])
         self.batch_size = min(size, len(dataset))
         wanted = min(recompute_samples, len(dataset))
         self.recompute_batch = min(recompute_batch, wanted)
@@ -115,9 +118,12 @@ class Landscape:
             clean_samples=self.recompute_samples,
             clean_size=self.recompute_batch,
         )
+        weights = sum(value.numel() for value in self._network.parameters())
+        enough = weights * self.batch_size >= _ENOUGH
+        self._threads = self.device.type == "cpu" and enough and not writes
         self._last: tuple[Subspace, Path] | None = None
-        self._exact = exact(self.device)
-        self._fast = fast(self._network, self.device)
+        self._exact = exact(self.device, channels_last=data.channels_last)
+        self._fast = fast(self._network, self.device, channels_last=data.channels_last)
 
     def losses(
         self, subspace: Subspace, coordinates: Coordinates, *, precision: str | None = None
@@ -246,6 +252,7 @@ class Landscape:
                 batches=self._batches,
                 per_sample=self._per_sample,
                 exact=self._exact,
+                threads=self._threads,
             )
             self._last = (subspace, choose_path(problem))
         return self._last[1]

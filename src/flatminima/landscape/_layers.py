@@ -137,6 +137,18 @@ def largest_output(network: nn.Module, inputs: Any) -> int:
     return max(sizes)
 
 
+def writes_to_buffers(network: nn.Module, inputs: Any) -> bool:
+    """Whether a forward pass leaves other buffers behind than it found; they are put back."""
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    args, kwargs = arguments(inputs)
+    network(*args, **kwargs)
+    after = dict(network.named_buffers())
+    written = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    for name in written:
+        after[name].copy_(before[name])
+    return bool(written)
+
+
 def takes_channels_last(network: nn.Module, inputs: Any) -> bool:
     """Whether the other layout of images is quicker for this network and gives the same outputs.
 

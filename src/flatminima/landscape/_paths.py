@@ -6,28 +6,31 @@ it; each is taken only after it has agreed with the reference on a batch, at two
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flatminima._linear import quick_linear
 from flatminima._seeds import derive_seed
 from flatminima.landscape import _batchnorm, _layers
-from flatminima.landscape._affine import evaluate_leading, evaluate_top
+from flatminima.landscape._affine import Features, evaluate_leading, evaluate_top
 from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._batches import Batch, Batches
 from flatminima.landscape._losses import Meter, PerSample
 from flatminima.landscape._proof import AGREEMENT, disagreement
 from flatminima.landscape._reference import evaluate
+from flatminima.landscape._states import States
 from flatminima.landscape._suffix import Cut, cuts, evaluate_suffix
+from flatminima.landscape._threads import in_threads
 from flatminima.subspace import Subspace, norm
 from flatminima.types import Buffers, Coordinates, Parameters
 
 # Inputs of the top layer are kept for a whole dataset up to this size.
 _FEATURES = 2 * 2**30
+# A layer with fewer products for each of its outputs is computed anew, if these outgrow the cache.
+_FEW_PRODUCTS, _CACHE = 64, 2**22
 # Examples on which a path is compared with the reference.
 _PROBE = 64
 
@@ -44,6 +47,7 @@ class Problem:
         batches: The data.
         per_sample: The loss.
         exact: The arithmetic that paths are compared in.
+        threads: Whether batches or points may be evaluated side by side.
     """
 
     network: nn.Module
@@ -53,6 +57,7 @@ class Problem:
     batches: Batches
     per_sample: PerSample
     exact: Arithmetic
+    threads: bool
 
 
 @runtime_checkable
@@ -67,7 +72,7 @@ class Path(Protocol):
         coordinates: Coordinates,
         meter: Meter,
         arithmetics: Sequence[Arithmetic],
-        batches: Iterable[Batch],
+        batches: Sequence[Batch],
     ) -> None:
         """Add the losses of all points over `batches`, each in its arithmetic, to `meter`."""
         ...
@@ -85,24 +90,33 @@ class Reference:
         coordinates: Coordinates,
         meter: Meter,
         arithmetics: Sequence[Arithmetic],
-        batches: Iterable[Batch],
+        batches: Sequence[Batch],
     ) -> None:
         """As `Path` says."""
         given = self.problem
         mixed = given.policy == "interpolate"
         combined = _batchnorm.interpolation(given.subspace) if mixed else None
-        for point, coordinate in enumerate(coordinates):
+        formed = States(given.subspace)
+
+        def one(network: nn.Module, point: int) -> Meter:
+            coordinate = coordinates[point]
             buffers = combined(coordinate, given.buffers) if combined else given.buffers
+            part = meter.part(1)
             evaluate_point(
-                given.network,
-                (given.subspace.parameters_at(coordinate), buffers),
+                network,
+                (formed.at(coordinate), buffers),
                 given.policy,
-                meter,
-                point,
+                part,
+                0,
                 arithmetics[point],
                 clean=given.batches.clean(),
                 batches=batches,
             )
+            return part
+
+        points = range(len(coordinates))
+        for point, part in enumerate(in_threads(given.network, points, one, allowed=given.threads)):
+            meter.join(part, point)
 
 
 @dataclass
@@ -118,7 +132,7 @@ class Affine:
         coordinates: Coordinates,
         meter: Meter,
         arithmetics: Sequence[Arithmetic],
-        batches: Iterable[Batch],
+        batches: Sequence[Batch],
     ) -> None:
         """As `Path` says."""
         given = self.problem
@@ -131,6 +145,7 @@ class Affine:
             batches,
             meter,
             arithmetics,
+            threads=given.threads,
         )
 
 
@@ -147,7 +162,7 @@ class Suffix:
         coordinates: Coordinates,
         meter: Meter,
         arithmetics: Sequence[Arithmetic],
-        batches: Iterable[Batch],
+        batches: Sequence[Batch],
     ) -> None:
         """As `Path` says."""
         given = self.problem
@@ -160,6 +175,7 @@ class Suffix:
             batches,
             meter,
             arithmetics,
+            threads=given.threads,
         )
 
 
@@ -173,32 +189,43 @@ class Top:
     problem: Problem
     layer: str
     name: str = "top"
-    features: list[tuple[Tensor, Any, torch.Size]] = field(default_factory=list)
+    features: list[Features] = field(default_factory=list)
 
     def evaluate(
         self,
         coordinates: Coordinates,
         meter: Meter,
         arithmetics: Sequence[Arithmetic],
-        batches: Iterable[Batch],
+        batches: Sequence[Batch],
     ) -> None:
         """As `Path` says; of all batches the inputs are those that were kept."""
         given = self.problem
-        features: Iterable[tuple[Tensor, Any, torch.Size]] = self.features
         if batches is not given.batches:
             features = self._inputs(batches)
-        elif not self.features:
-            with quick_linear():
-                features = self.features = list(self._inputs(batches))
-        evaluate_top(self.layer, given.network, given.subspace, coordinates, features, meter)
+        else:
+            features = self.features = self.features or self._inputs(batches)
+        evaluate_top(
+            self.layer,
+            given.network,
+            given.subspace,
+            coordinates,
+            features,
+            meter,
+            threads=given.threads,
+        )
 
-    def _inputs(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Any, torch.Size]]:
+    def _inputs(self, batches: Sequence[Batch]) -> list[Features]:
         """Inputs of the layer at the origin, targets and shape of the outputs, batch by batch."""
         given = self.problem
         load(given.network, given.subspace.origin.parameters, given.buffers)
-        for inputs, targets in batches:
-            found, outputs = _layers.inputs_and_outputs(given.network, self.layer, inputs)
-            yield found, targets, outputs.shape
+
+        def one(network: nn.Module, batch: int) -> Features:
+            inputs, targets = batches[batch]
+            with quick_linear():
+                found, outputs = _layers.inputs_and_outputs(network, self.layer, inputs)
+            return found, targets, outputs.shape
+
+        return list(in_threads(given.network, range(len(batches)), one, allowed=given.threads))
 
 
 def evaluate_point(
@@ -277,10 +304,22 @@ def _suffix(given: Problem, _probe: Batch) -> Iterator[Path | str]:
 
 
 def _affine(given: Problem, probe: Batch) -> Iterator[Path | str]:
-    """The path of the shared first layer if the network starts with one."""
+    """The path of the shared first layer if the network starts with one that is worth it."""
     name = _layers.leading_layer(given.network, probe[0])
-    if name is not None:
+    if name is not None and not _cheap(given, name, probe):
         yield Affine(given, name)
+
+
+def _cheap(given: Problem, name: str, probe: Batch) -> bool:
+    """Whether a layer's products cost less than adding those of the directions would.
+
+    So for the first convolution of an image network: 27 products for every number, against three
+    numbers that are fetched from memory.
+    """
+    weight = next(given.network.get_submodule(name).parameters(recurse=False))
+    output = _layers.trace(given.network, probe[0]).last[name]
+    batch = output.nbytes / len(probe[1]) * given.batches.size
+    return weight[0].numel() < _FEW_PRODUCTS and batch > _CACHE
 
 
 def _gap(given: Problem, path: Path, probe: Batch) -> float | None:
@@ -297,10 +336,10 @@ def _gap(given: Problem, path: Path, probe: Batch) -> float | None:
     def on_probe(path: Path) -> Callable[[Meter], None]:
         return lambda meter: path.evaluate(points, meter, as_usual, [probe])
 
+    # Losses of samples are compared in the order in which they come.
+    reference = Reference(replace(given, threads=False))
     try:
-        gap = disagreement(
-            given.per_sample, len(points), on_probe(path), on_probe(Reference(given))
-        )
+        gap = disagreement(given.per_sample, len(points), on_probe(path), on_probe(reference))
     except Exception:
         if not isinstance(path, Suffix):
             raise

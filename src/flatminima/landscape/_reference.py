@@ -38,4 +38,4 @@ def evaluate(
     for inputs, targets in batches:
         with arithmetic.used():
             outputs = run(network, ready, own, inputs)
-        meter.add(point, arithmetic.result(outputs), targets)
+        arithmetic.add(meter, point, outputs, targets)

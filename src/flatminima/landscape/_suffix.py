@@ -6,7 +6,7 @@ rest needs: it is handed over, and what came before is skipped. Where it is not 
 leads around the cut) the rest computes something else, which the proof on a batch shows.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flatminima._linear import quick_linear
-from flatminima.landscape._affine import MEMORY, Given, replaced
+from flatminima.landscape._affine import Given, replaced
 from flatminima.landscape._arithmetic import Arithmetic
+from flatminima.landscape._batches import Batch
 from flatminima.landscape._layers import Captured
 from flatminima.landscape._losses import Meter
+from flatminima.landscape._states import MEMORY, States
+from flatminima.landscape._threads import in_threads
 from flatminima.landscape._world import arguments
 from flatminima.subspace import Subspace
 from flatminima.types import Buffers, Coordinates, Parameters
@@ -122,11 +125,16 @@ def evaluate_suffix(
     subspace: Subspace,
     coordinates: Coordinates,
     buffers: Buffers,
-    batches: Iterable[tuple[Any, Any]],
+    batches: Sequence[Batch],
     meter: Meter,
     arithmetics: Sequence[Arithmetic],
+    *,
+    threads: bool,
 ) -> None:
     """Losses at any points, with everything before the cut run once per batch, exactly."""
+    formed = States(subspace)
+    with _cut_off(network, cut) as (_, needed):
+        pass
 
     def beside(parameters: Parameters) -> dict[str, Tensor]:
         # A network may write to its buffers; no point must see what another left there.
@@ -134,22 +142,46 @@ def evaluate_suffix(
 
     for points in _chunks(subspace, len(coordinates)):
         origin = beside(subspace.origin.parameters)
-        states = [beside(subspace.parameters_at(coordinates[point])) for point in points]
+        states = []
+        for point in points:
+            whole = beside(formed.at(coordinates[point]))
+            states.append(arithmetics[point].ready({name: whole[name] for name in needed}))
+        chunk = _Behind(cut, origin, points, [arithmetics[point] for point in points], states)
+
+        def one(network: nn.Module, batch: int, chunk: "_Behind" = chunk) -> Meter:
+            part = meter.part()
+            chunk.evaluate(network, batches[batch], part)
+            return part
+
+        for part in in_threads(network, range(len(batches)), one, allowed=threads):
+            meter.join(part)
+
+
+@dataclass(frozen=True)
+class _Behind:
+    """Points that share what comes before a cut."""
+
+    cut: Cut
+    origin: Parameters
+    points: Sequence[int]
+    arithmetics: Sequence[Arithmetic]
+    states: Sequence[dict[str, Tensor]]
+
+    def evaluate(self, network: nn.Module, batch: Batch, meter: Meter) -> None:
+        """Add the losses of one batch at all points."""
+        inputs, targets = batch
+        args, kwargs = arguments(inputs)
         with quick_linear():
-            for inputs, targets in batches:
-                args, kwargs = arguments(inputs)
-                stored = _output_of(network, cut.behind, origin, inputs)
-                with _cut_off(network, cut) as (given, needed):
-                    for point, state in zip(points, states, strict=True):
-                        how = arithmetics[point]
-                        own = {name: state[name] for name in needed}
-                        # A copy: the layers that follow may work in place.
-                        given.value = how.product(stored).clone()
-                        with how.used():
-                            outputs = functional_call(
-                                network, how.ready(own), args, kwargs, strict=True
-                            )
-                        meter.add(point, how.result(outputs), targets)
+            stored = _output_of(network, self.cut.behind, self.origin, inputs)
+            with _cut_off(network, self.cut) as (given, _):
+                for point, how, state in zip(
+                    self.points, self.arithmetics, self.states, strict=True
+                ):
+                    # A copy: the layers that follow may work in place.
+                    given.value = how.product(stored).clone()
+                    with how.used():
+                        outputs = functional_call(network, state, args, kwargs, strict=True)
+                    how.add(meter, point, outputs, targets)
 
 
 def _output_of(network: nn.Module, name: str, state: Parameters, inputs: Any) -> Tensor:

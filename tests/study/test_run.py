@@ -327,3 +327,20 @@ def test_a_fast_study_says_how_far_its_surfaces_are_off(smallest: Make, tmp_path
         assert surface.attrs["repeated"] == 1 + 1  # one of each tile
         assert 0 < surface.attrs["largest_difference"] < 0.05
     assert all(agrees for _, agrees in check_results(store))
+
+
+def test_a_clipped_study_stops_points_and_says_so(smallest: Make, tmp_path: Path) -> None:
+    parts = {"surface": {"clip": 0.5}, "report": {"clip": 0.5}}
+    store = run_study(smallest(**parts), out=tmp_path / "runs", only=["surfaces"])
+    for surface in _results(store, "surface", "surface.zarr"):
+        assert surface.attrs["clip"] == 0.5
+        stopped = surface["outcome"].values == 2
+        assert stopped.any()
+        np.testing.assert_array_equal(surface["loss"].values[stopped], 0.5)
+        assert (surface["loss"].values[~stopped] <= 0.5).all()
+    assert all(agrees for _, agrees in check_results(store))
+
+
+def test_points_may_not_be_stopped_below_what_is_drawn(smallest: Make, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"clip of at least the 3\.5"):
+        make_plan(smallest(surface={"clip": 2.0}), out=tmp_path / "runs")

@@ -172,7 +172,7 @@ def evaluate_leading(
 
         def one(network: nn.Module, batch: int, chunk: "_Leading" = chunk) -> Meter:
             part = meter.part()
-            chunk.evaluate(network, batches[batch], part)
+            chunk.evaluate(network, batches[batch], part, meter.open)
             return part
 
         for part in in_threads(network, range(len(batches)), one, allowed=threads):
@@ -190,8 +190,10 @@ class _Leading:
     arithmetics: Sequence[Arithmetic]
     states: Sequence[dict[str, Tensor]]
 
-    def evaluate(self, network: nn.Module, batch: Batch, meter: Meter) -> None:
-        """Add the losses of one batch at all points."""
+    def evaluate(
+        self, network: nn.Module, batch: Batch, meter: Meter, wanted: Callable[[int], bool]
+    ) -> None:
+        """Add the losses of one batch at all points that are still wanted."""
         inputs, targets = batch
         args, kwargs = arguments(inputs)
         out: Tensor | None = None
@@ -201,6 +203,8 @@ class _Leading:
             base, changes = self.layer.products(inputs_of(network, self.name, inputs))
             with replaced(network, self.name, given):
                 for point, coordinate, arithmetic, state in each:
+                    if not wanted(int(point)):
+                        continue
                     out = _combine(base, changes, coordinate, out)
                     given.value = arithmetic.product(out)
                     with arithmetic.used():

@@ -126,7 +126,12 @@ class Landscape:
         self._fast = fast(self._network, self.device, channels_last=data.channels_last)
 
     def losses(
-        self, subspace: Subspace, coordinates: Coordinates, *, precision: str | None = None
+        self,
+        subspace: Subspace,
+        coordinates: Coordinates,
+        *,
+        precision: str | None = None,
+        clip: float | None = None,
     ) -> Losses:
         """The loss at K points of a subspace.
 
@@ -134,14 +139,19 @@ class Landscape:
             subspace: An origin and directions for this network.
             coordinates: One row per point, one column per direction.
             precision: "exact" or "fast", instead of the landscape's own.
+            clip: Stop a point as soon as its loss is certain to be above, which the sum so far
+                proves where losses are never negative.
 
         Returns:
             Loss, metrics and outcome per point, and the path and policy used.
 
         Raises:
             ValueError: If the subspace belongs to another network, or the coordinates to another
-                subspace.
+                subspace; with `clip`, if it is not positive, a loss is negative, or losses are
+                weighted.
         """
+        if clip is not None and not (np.isfinite(clip) and clip > 0):
+            raise ValueError(f"expected a positive clip, got {clip}; or leave it out")
         coordinates = np.asarray(coordinates, dtype=np.float64)
         if coordinates.ndim != 2 or coordinates.shape[1] != subspace.dimensions:
             raise ValueError(
@@ -157,12 +167,13 @@ class Landscape:
             count = len(coordinates)
             # From stored inputs of the top layer a point costs next to nothing.
             if precision == "exact" or path.name == "top" or not count:
-                return self._evaluate(path, coordinates, [self._exact] * count)
+                return self._evaluate(path, coordinates, [self._exact] * count, clip)
             again = repeated_points(count)
             both = self._evaluate(
                 path,
                 np.vstack([coordinates, coordinates[again]]),
                 [self._fast] * count + [self._exact] * len(again),
+                clip,
             )
         quick, slow = both.part(slice(count)), both.part(slice(count, None))
         return replace(quick, repeated=len(again), difference=quick.difference_from(slow, again))
@@ -258,10 +269,14 @@ class Landscape:
         return self._last[1]
 
     def _evaluate(
-        self, path: Path, coordinates: Coordinates, arithmetics: Sequence[Arithmetic]
+        self,
+        path: Path,
+        coordinates: Coordinates,
+        arithmetics: Sequence[Arithmetic],
+        clip: float | None,
     ) -> Losses:
         """The losses by the path that was chosen."""
-        meter = Meter(self._per_sample, len(coordinates))
+        meter = Meter(self._per_sample, len(coordinates), clip, len(self.dataset))
         path.evaluate(coordinates, meter, arithmetics, self._batches)
         policy = path.problem.policy
         return meter.losses(len(self.dataset), path=path.name, batchnorm=policy)

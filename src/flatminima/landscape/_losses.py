@@ -30,6 +30,9 @@ class Losses:
         samples: Number of examples.
         repeated: How many of the points were computed again in full precision; 0 if all were.
         difference: The largest difference in loss found there; infinite where only one was finite.
+        clip: The loss above which points were stopped early, if any.
+        clipped: Which points were: their `loss` is `clip`, certainly less than the true one, and
+            nothing else is known of them.
     """
 
     loss: PerPoint
@@ -41,6 +44,8 @@ class Losses:
     samples: int
     repeated: int = 0
     difference: float = 0.0
+    clip: float | None = None
+    clipped: Bool[np.ndarray, " points"] | None = None
 
     def part(self, points: slice) -> "Losses":
         """Some of the points."""
@@ -51,13 +56,18 @@ class Losses:
             metrics={name: values[points] for name, values in self.metrics.items()},
             finite=self.finite[points],
             standard_error=None if error is None else error[points],
+            clipped=None if self.clipped is None else self.clipped[points],
         )
 
     def difference_from(self, exact: "Losses", points: Int64[np.ndarray, " repeated"]) -> float:
         """The largest difference in loss at the repeated points; infinite if one is not finite."""
         if not np.array_equal(self.finite[points], exact.finite):
             return float("inf")
-        gaps = np.abs(self.loss[points] - exact.loss)[exact.finite]
+        known = exact.finite.copy()
+        for clipped in (exact.clipped, None if self.clipped is None else self.clipped[points]):
+            if clipped is not None:
+                known &= ~clipped
+        gaps = np.abs(self.loss[points] - exact.loss)[known]
         return float(gaps.max()) if len(gaps) else 0.0
 
     def followed_by(self, other: "Losses") -> "Losses":
@@ -65,6 +75,10 @@ class Losses:
 
         def joined(ours: Any, theirs: Any) -> Any:
             return np.concatenate([ours, theirs])
+
+        def clipped(losses: "Losses") -> np.ndarray:
+            given = losses.clipped
+            return np.zeros(len(losses.loss), dtype=bool) if given is None else given
 
         error = self.standard_error is not None and other.standard_error is not None
         return replace(
@@ -77,15 +91,25 @@ class Losses:
             standard_error=joined(self.standard_error, other.standard_error) if error else None,
             repeated=self.repeated + other.repeated,
             difference=max(self.difference, other.difference),
+            clipped=None if self.clip is None else joined(clipped(self), clipped(other)),
         )
 
 
 @dataclass
 class Meter:
-    """Sums of losses over batches, one row per point."""
+    """Sums of losses over batches, one row per point.
+
+    Attributes:
+        per_sample: The loss.
+        points: How many rows.
+        clip: A point is closed once its mean is certain to be above.
+        samples: Over how many the mean is, in the end; read with `clip` alone.
+    """
 
     per_sample: PerSample
     points: int
+    clip: float | None = None
+    samples: int = 0
     _sums: Float64[np.ndarray, "points 6"] = field(init=False)
     _classes: bool = field(init=False, default=True)
 
@@ -97,6 +121,8 @@ class Meter:
         """Add one batch of outputs to the sums of `point`."""
         losses, weights = split_weights(self.per_sample(outputs, targets), targets)
         s = losses.double()
+        if self.clip is not None:
+            _check_bounded_below(s, weights)
         row = self._sums[point]
         row[0] += s.sum().item()
         row[2] += s.dot(s).item()
@@ -143,7 +169,16 @@ class Meter:
 
     def part(self, points: int | None = None) -> "Meter":
         """An empty meter for so many points (or as many), to be joined later."""
-        return Meter(self.per_sample, self.points if points is None else points)
+        count = self.points if points is None else points
+        return Meter(self.per_sample, count, self.clip, self.samples)
+
+    def open(self, point: int) -> bool:
+        """Whether more of `point` need be known.
+
+        Losses are never negative: once the sum so far, over all samples, is above the clip, so is
+        the mean. Neither order nor timing matters: a sum that is above stays above.
+        """
+        return self.clip is None or not self.clip * self.samples < self._sums[point, 0] < np.inf
 
     def losses(self, samples: int, *, path: str, batchnorm: str) -> Losses:
         """The means over everything added."""
@@ -155,7 +190,13 @@ class Meter:
             # Variance of a ratio of means (here mostly w = 1, where it is the plain variance).
             spread = np.maximum(ss - 2 * loss * sw + loss**2 * ww, 0.0)
             error = np.sqrt(spread * samples / max(samples - 1, 1)) / w
-        metrics = {"accuracy": correct / samples} if self._classes else {}
+        accuracy = correct / samples
+        clipped = None
+        if self.clip is not None:
+            clipped = np.array([not self.open(point) for point in range(self.points)], dtype=bool)
+            loss = np.where(clipped, self.clip, loss)
+            accuracy, error = (np.where(clipped, np.nan, values) for values in (accuracy, error))
+        metrics = {"accuracy": accuracy} if self._classes else {}
         return Losses(
             loss=loss,
             metrics=metrics,
@@ -164,6 +205,8 @@ class Meter:
             path=path,
             batchnorm=batchnorm,
             samples=samples,
+            clip=self.clip,
+            clipped=clipped,
         )
 
 
@@ -194,6 +237,20 @@ def split_weights(result: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
                 f" {got}; use reduction='none' and average over what is not a sample"
             )
     return losses, weights
+
+
+def _check_bounded_below(losses: Tensor, weights: Tensor | None) -> None:
+    """Raise `ValueError` unless a sum of some losses is a lower bound of the sum of all."""
+    if weights is not None:
+        raise ValueError(
+            "expected one loss per sample with clip, got weighted sums, whose mean is not known"
+            " before the end; leave clip out"
+        )
+    if len(losses) and float(losses.min()) < 0:
+        raise ValueError(
+            f"expected losses that are never negative with clip, got {float(losses.min()):.3g};"
+            " leave clip out"
+        )
 
 
 def count_correct(outputs: Any, targets: Any) -> int | None:

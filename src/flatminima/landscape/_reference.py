@@ -36,6 +36,8 @@ def evaluate(
     own = {name: value.clone() for name, value in buffers.items()}
     ready = arithmetic.ready(parameters)
     for inputs, targets in batches:
+        if not meter.open(point):
+            return
         with arithmetic.used():
             outputs = run(network, ready, own, inputs)
         arithmetic.add(meter, point, outputs, targets)

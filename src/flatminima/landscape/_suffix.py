@@ -6,7 +6,7 @@ rest needs: it is handed over, and what came before is skipped. Where it is not 
 leads around the cut) the rest computes something else, which the proof on a batch shows.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,7 +150,7 @@ def evaluate_suffix(
 
         def one(network: nn.Module, batch: int, chunk: "_Behind" = chunk) -> Meter:
             part = meter.part()
-            chunk.evaluate(network, batches[batch], part)
+            chunk.evaluate(network, batches[batch], part, meter.open)
             return part
 
         for part in in_threads(network, range(len(batches)), one, allowed=threads):
@@ -167,8 +167,10 @@ class _Behind:
     arithmetics: Sequence[Arithmetic]
     states: Sequence[dict[str, Tensor]]
 
-    def evaluate(self, network: nn.Module, batch: Batch, meter: Meter) -> None:
-        """Add the losses of one batch at all points."""
+    def evaluate(
+        self, network: nn.Module, batch: Batch, meter: Meter, wanted: Callable[[int], bool]
+    ) -> None:
+        """Add the losses of one batch at all points that are still wanted."""
         inputs, targets = batch
         args, kwargs = arguments(inputs)
         with quick_linear():
@@ -177,6 +179,8 @@ class _Behind:
                 for point, how, state in zip(
                     self.points, self.arithmetics, self.states, strict=True
                 ):
+                    if not wanted(point):
+                        continue
                     # A copy: the layers that follow may work in place.
                     given.value = how.product(stored).clone()
                     with how.used():

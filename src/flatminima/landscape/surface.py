@@ -6,6 +6,7 @@ from jaxtyping import Float64
 
 from flatminima.landscape._landscape import Landscape
 from flatminima.landscape._losses import Losses
+from flatminima.landscape._refine import refine_losses
 from flatminima.subspace import Subspace
 from flatminima.types import Coordinates, PerPoint
 
@@ -14,7 +15,7 @@ _MARGIN = 0.3
 # The square of the published figures.
 _BARYCENTRIC = (-0.4, 1.3)
 
-FINITE, NON_FINITE = 0, 1
+FINITE, NON_FINITE, ABOVE_CLIP = 0, 1, 2
 
 
 def loss_surface(
@@ -24,6 +25,8 @@ def loss_surface(
     resolution: int = 50,
     extent: tuple[float, float] | tuple[tuple[float, float], tuple[float, float]] | None = None,
     coordinates: str = "isometric",
+    clip: float | None = None,
+    refine: float | None = None,
 ) -> xr.Dataset:
     """Evaluate the loss over a grid of a plane.
 
@@ -36,6 +39,12 @@ def loss_surface(
         coordinates: "isometric": x and y are coordinates of the subspace, distances in weight
             space if its basis is orthonormal. "barycentric": x, y and 1 - x - y are the weights of
             the three anchors.
+        clip: Stop a point as soon as its loss is certain to be above: far from the minima that
+            saves most of the work. For losses that are never negative.
+        refine: Evaluate a coarse grid, halve its cells only where the loss differs by more than
+            this (relative to `sqrt(1 + loss^2)`) from what their surroundings had led to expect,
+            and interpolate the rest. 0.1 is usual: a fifth to a third of the points of the
+            published MNIST planes, and off by 0.02 at most.
 
     Returns:
         A dataset over `y` and `x` with `loss`, `accuracy` (where targets are classes),
@@ -44,18 +53,44 @@ def loss_surface(
         NaN in `loss` and flagged in `outcome`. With `precision="fast"` the attributes `repeated`
         and `largest_difference` say how many points were computed exactly too and by how much
         their losses differed at most. For a network with BatchNorm, `anchor_stored_loss`
-        is each anchor's loss with the statistics that its own training left.
+        is each anchor's loss with the statistics that its own training left. With `clip` the
+        outcome may be 2, above_clip: `loss` is then `clip`, which the true one exceeds, and
+        `accuracy` and `standard_error` are not known (NaN). The anchors are evaluated whole. With
+        `refine` the variable `interpolated` is 1 where nothing was evaluated; `held_out` of the
+        interpolated points were, in the end, and `held_out_largest` and `held_out_rms` say how far
+        the interpolation was off there, in the measure of `refine`.
 
     Raises:
         ValueError: If the subspace is no plane, the resolution is below 2, the extent is empty, or
-            barycentric coordinates are asked of a plane without three anchors.
+            barycentric coordinates are asked of a plane without three anchors; with `clip` as
+            `Landscape.losses` does.
     """
     grid = surface_grid(subspace, resolution=resolution, extent=extent, coordinates=coordinates)
     points = grid_coordinates(grid)
     # The anchors' own losses are exact whatever the precision of the surface.
     anchors = landscape.losses(subspace, subspace.anchor_coordinates, precision="exact")
-    losses = landscape.losses(subspace, points).followed_by(anchors)
-    return assemble_surface(grid, losses, landscape, stored=stored_losses(landscape, subspace))
+    stored = stored_losses(landscape, subspace)
+    if refine is None:
+        losses = landscape.losses(subspace, points, clip=clip).followed_by(anchors)
+        return assemble_surface(grid, losses, landscape, stored=stored)
+    if not (np.isfinite(refine) and refine > 0):
+        raise ValueError(f"expected a positive refine, got {refine}; 0.1 is usual")
+    losses, refinement = refine_losses(
+        lambda chosen: landscape.losses(subspace, points[chosen], clip=clip),
+        grid.sizes["y"],
+        grid.sizes["x"],
+        refine,
+    )
+    surface = assemble_surface(grid, losses.followed_by(anchors), landscape, stored=stored)
+    interpolated = refinement.interpolated.reshape(grid["u"].shape).astype(np.int8)
+    surface["interpolated"] = (("y", "x"), interpolated)
+    surface["interpolated"].attrs.update(flag_values=[0, 1], flag_meanings="evaluated interpolated")
+    return surface.assign_attrs(
+        refine=refine,
+        held_out=refinement.held_out,
+        held_out_largest=refinement.largest,
+        held_out_rms=refinement.root_mean_square,
+    )
 
 
 def stored_losses(landscape: Landscape, subspace: Subspace) -> PerPoint | None:
@@ -160,9 +195,13 @@ def assemble_surface(
     if stored is not None:
         surface["anchor_stored_loss"] = ("anchor", stored)
     outcome = np.where(losses.finite, FINITE, NON_FINITE).astype(np.int8)
+    meanings = ["finite", "non_finite"]
+    if losses.clipped is not None:
+        outcome[losses.clipped] = ABOVE_CLIP
+        meanings.append("above_clip")
     surface["outcome"] = (("y", "x"), outcome[:cells].reshape(shape))
     surface["outcome"].attrs.update(
-        flag_values=[FINITE, NON_FINITE], flag_meanings="finite non_finite"
+        flag_values=list(range(len(meanings))), flag_meanings=" ".join(meanings)
     )
     data = landscape.dataset
     surface.attrs.update(
@@ -176,6 +215,8 @@ def assemble_surface(
         data_digest=data.digest,
         batch_size=landscape.batch_size,
     )
+    if losses.clip is not None:
+        surface.attrs.update(clip=losses.clip)
     if landscape.precision == "fast":
         surface.attrs.update(repeated=losses.repeated, largest_difference=losses.difference)
     if landscape.stores_statistics:

@@ -27,6 +27,8 @@ _SCHEMES = {
 }
 
 
+# The code of points that were stopped early, among the outcomes of a surface.
+_ABOVE_CLIP = 2
 _INTERPOLATES = 0.999
 """Share of the train labels from which on a network counts as one that interpolates them."""
 
@@ -230,7 +232,7 @@ def _surface_facts(study: StudyContents, row: Sequence[Surface]) -> str:
         f"set, {size[1]} by {size[0]} points ({grid} grid), networks "
         f"{checkpoint_note(study, made[0].checkpoint)}, n = 3 networks a plane, losses at "
         f"the minima: {losses}. BatchNorm policy: {_policy(made[0])}."
-        f"{_stored(made)}{_precision(made)}"
+        f"{_stored(made)}{_precision(made)}{_clipped(made)}"
     )
 
 
@@ -244,6 +246,18 @@ def _precision(made: Sequence[Surface]) -> str:
     return (
         f" Products in bfloat16: at {repeated} points computed in float32 too the loss differed by "
         f"{off:.2g} at most; the minima's own losses are exact."
+    )
+
+
+def _clipped(made: Sequence[Surface]) -> str:
+    """How many points were stopped early, where a surface was computed so."""
+    found = [s.data for s in made if s.data is not None and "clip" in s.data.attrs]
+    if not found:
+        return ""
+    points = sum(int((data["outcome"] == _ABOVE_CLIP).sum()) for data in found)
+    return (
+        f" {points} of {sum(data['outcome'].size for data in found)} points were stopped as soon as"
+        f" their loss was certain to be above {found[0].attrs['clip']:g}."
     )
 
 

@@ -171,7 +171,7 @@ def _check_surface(store: Store, record: Mapping[str, Any], seed: int) -> tuple[
     draw = np.random.default_rng(derive_seed(seed, "verify"))
     chosen = np.sort(draw.choice(stored.size, -(-stored.size // _SHARE), replace=False))
     found = make_landscape(settings, settings["split"]).losses(
-        plane, grid_coordinates(grid)[chosen]
+        plane, grid_coordinates(grid)[chosen], clip=settings.get("clip")
     )
     both = np.isfinite(found.loss) & np.isfinite(stored[chosen])
     same_holes = bool((np.isfinite(found.loss) == np.isfinite(stored[chosen])).all())

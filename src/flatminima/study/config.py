@@ -174,6 +174,7 @@ class Surface(_Table):
     batchnorm: Literal["auto"] | Policy = "auto"
     recompute_samples: Annotated[int, _COUNT] = 2000
     beside: list[Beside] = []
+    clip: Annotated[float, _POSITIVE] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Surface":
@@ -278,6 +279,12 @@ class Study(_Table):
                 )
         if self.model.name == "mlp":
             _check_without_batchnorm(self)
+        stop = None if self.surface is None else self.surface.clip
+        if stop is not None and stop < self.report.clip:
+            raise ValueError(
+                f"expected [surface] clip of at least the {self.report.clip:g} that figures are "
+                f"drawn up to, got {stop:g}; raise it, or lower [report] clip"
+            )
         if self.surface is not None and self.training.networks < 3:
             raise ValueError(
                 f"expected at least 3 networks for the plane of a surface, got "

@@ -271,6 +271,8 @@ def _surface_settings(
     }
     if surface.batchnorm == "recompute" and study.model.name != "mlp":
         settings["recompute"] = {"samples": surface.recompute_samples, "batch": RECOMPUTE_BATCH}
+    if surface.clip is not None:
+        settings["clip"] = surface.clip
     return settings
 
 

@@ -199,11 +199,14 @@ def _tile(settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> dict[str, 
         return dataset_to_files("tile.zarr", xr.Dataset(attrs=found))
     plane, grid = found
     block = grid_coordinates(grid)[settings["first"] : settings["first"] + settings["count"]]
-    losses = make_landscape(settings, settings["split"]).losses(plane, block)
+    landscape = make_landscape(settings, settings["split"])
+    losses = landscape.losses(plane, block, clip=settings.get("clip"))
     tile = xr.Dataset({"loss": ("point", losses.loss), "finite": ("point", losses.finite)})
     tile = tile.assign({name: ("point", values) for name, values in losses.metrics.items()})
     if losses.standard_error is not None:
         tile["standard_error"] = ("point", losses.standard_error)
+    if losses.clipped is not None:
+        tile["clipped"] = ("point", losses.clipped)
     if losses.repeated:
         tile.attrs.update(repeated=losses.repeated, difference=losses.difference)
     return dataset_to_files("tile.zarr", tile)
@@ -234,6 +237,8 @@ def _surface(settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> dict[st
         standard_error=None if error is None else points["standard_error"].values,
         repeated=sum(tile.attrs.get("repeated", 0) for tile in tiles),
         difference=max(tile.attrs.get("difference", 0.0) for tile in tiles),
+        clip=settings.get("clip"),
+        clipped=points["clipped"].values if "clipped" in points else None,
     ).followed_by(minima)
     stored = stored_losses(landscape, plane)
     surface = assemble_surface(grid, losses, landscape, stored=stored).assign_attrs(about)

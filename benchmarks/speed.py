@@ -3,18 +3,23 @@
     python benchmarks/speed.py --out results/speed
     python benchmarks/speed.py --rivals FOLDER --out results/speed
 
-FOLDER holds loss-landscapes 3.0.6 (`pip install --no-deps --target FOLDER loss-landscapes==3.0.6`);
-without it that alternative is left out, and the result says so.
+FOLDER holds other packages (`pip install --no-deps --target FOLDER loss-landscapes==3.0.6
+landscaper==1.3.1 tqdm`); without it those alternatives are left out, and the result says so.
 
 All ways of one work run in turn, A B C A B C, and medians over the rounds are compared. A way whose
 cost per point is constant does a few of the points only. It writes `cpu.json`.
 """
 
 import argparse
+import contextlib
+import importlib
+import io
 import json
 import statistics
+import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,6 +137,34 @@ def loss_landscapes_plane(folder: Path, minima: list[Minimum], data: fm.Dataset,
     return way
 
 
+def landscaper_plane(folder: Path, minima: list[Minimum], data: fm.Dataset, size: int) -> Way:
+    """The plane of the package landscaper: along two directions, for it has none through minima.
+
+    Only its file of computations is loaded; the package itself wants plotting libraries.
+    """
+    sys.path.insert(0, str(folder))
+    package = types.ModuleType("landscaper")
+    package.__path__ = [str(folder / "landscaper")]
+    sys.modules["landscaper"] = package
+    compute = importlib.import_module("landscaper.compute")
+    network = minima[0].module()
+    directions = [[torch.randn_like(p) for p in network.parameters()] for _ in range(2)]
+    images, labels = data.images, data.labels
+
+    def loss(model: nn.Module, _data: Any) -> float:
+        return plain_pass(model, dict(model.named_parameters()), images, labels, size)
+
+    def way() -> int:
+        steps = 2
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            compute.compute_loss_landscape(
+                network, None, directions, loss, steps=steps, distance=0.5, dim=2, device="cpu"
+            )
+        return steps * steps
+
+    return way
+
+
 def in_turn(ways: Mapping[str, Way], rounds: int) -> dict[str, Any]:
     """Seconds per point of every way, round by round, with medians and ratios to the first."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -143,7 +176,7 @@ def in_turn(ways: Mapping[str, Way], rounds: int) -> dict[str, Any]:
             points = way()
             seconds[name].append((time.perf_counter() - start) / points)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    ours = [name for name in ways if name in ("exact", "fast")]
+    ours = [name for name in ways if name.startswith(("exact", "fast"))]
     return {
         "seconds_per_point": {name: round(value, 4) for name, value in medians.items()},
         "rounds": {name: [round(v, 4) for v in values] for name, values in seconds.items()},
@@ -172,10 +205,11 @@ def mnist_plane(options: argparse.Namespace) -> dict[str, Any]:
     spread = points[:: POINTS // FEW]
     found: dict[str, np.ndarray] = {}
 
-    def ours(precision: str) -> Way:
+    def ours(precision: str, clip: float | None = None) -> Way:
         def way() -> int:
             scape = fm.Landscape(network, data, precision=precision)
-            found[precision] = scape.losses(plane, points).loss
+            losses = scape.losses(plane, points, clip=clip).loss
+            found[precision if clip is None else "clipped"] = losses
             return len(points)
 
         return way
@@ -195,12 +229,14 @@ def mnist_plane(options: argparse.Namespace) -> dict[str, Any]:
     ways: dict[str, Way] = {
         "exact": ours("exact"),
         "fast": ours("fast"),
+        "exact, clip 3.5": ours("exact", 3.5),
         "plain loop": plain,
         "published way": published,
     }
     if options.rivals:
-        name = "loss-landscapes 3.0.6"
-        ways[name] = loss_landscapes_plane(options.rivals, minima, data, size)
+        folder = options.rivals
+        ways["loss-landscapes 3.0.6"] = loss_landscapes_plane(folder, minima, data, size)
+        ways["landscaper 1.3.1"] = landscaper_plane(folder, minima, data, size)
     result = in_turn(ways, options.rounds)
     gap = np.abs(found["exact"][:: POINTS // FEW] - found["plain"]) / (1 + found["plain"])
     off = np.abs(found["fast"] - found["exact"])
@@ -215,6 +251,7 @@ def mnist_plane(options: argparse.Namespace) -> dict[str, Any]:
         "plain_batch_size": size,
         "largest_relative_difference_of_exact_from_plain": float(gap.max()),
         "largest_difference_of_fast": float(off.max()),
+        "above_clip": int((found["exact"] > 3.5).sum()),
         "gflop_per_second": {**peak, **{name: round(value) for name, value in share.items()}},
     }
 
@@ -288,7 +325,9 @@ def radius(
     }
 
 
-def mnist_radius(options: argparse.Namespace, parameters: str, step: float) -> dict[str, Any]:
+def mnist_radius(
+    options: argparse.Namespace, parameters: str, step: float, directions: int
+) -> dict[str, Any]:
     """Radii of the MLP, on natural and on random labels."""
     natural = fm.load_dataset("mnist")
     groups = {
@@ -298,7 +337,16 @@ def mnist_radius(options: argparse.Namespace, parameters: str, step: float) -> d
     network = fm.build_model("mlp").eval()
     size = best_size(network, natural.images, natural.labels, [500, 1000, 2000])
     return {
-        group: radius(network, data, trained(group)[0], parameters, step, size, options.rounds)
+        group: radius(
+            network,
+            data,
+            trained(group)[0],
+            parameters,
+            step,
+            size,
+            options.rounds,
+            directions=directions,
+        )
         for group, data in groups.items()
     }
 
@@ -340,10 +388,41 @@ def vgg(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+_MEMORY = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np, torch, flatminima as fm, speed
+torch.set_num_threads(int(sys.argv[2]))
+data, plane = fm.load_dataset("mnist"), fm.Subspace.through(*speed.trained("natural"))
+scape = fm.Landscape(fm.build_model("mlp"), data)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+points = np.random.default_rng(0).normal(size=(int(sys.argv[3]), 2))
+scape.losses(plane, points)
+print(before, peak())
+"""
+
+
+def memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory of a plane over all images, in fresh processes, for few and for many points."""
+    result: dict[str, Any] = {}
+    for points in (25, 250, 2500):
+        command = [sys.executable, "-c", _MEMORY, str(Path(__file__).parent)]
+        command += [str(options.threads), str(points)]
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        before, peak = (int(value) / 2**20 for value in out.split())
+        result[f"{points} points"] = {
+            "GiB_before": round(before, 2),
+            "GiB_above": round(peak - before, 2),
+        }
+    return result
+
+
 WORKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "mnist-plane": mnist_plane,
-    "mnist-radius": lambda options: mnist_radius(options, "all", 1.0),
-    "mnist-radius-top": lambda options: mnist_radius(options, "top", 0.2),
+    "mnist-radius": lambda options: mnist_radius(options, "all", 1.0, 5),
+    "mnist-radius-top": lambda options: mnist_radius(options, "top", 0.2, 20),
+    "mnist-memory": memory,
     "vgg16": vgg,
 }
 

@@ -7,7 +7,7 @@ FOLDER holds other packages (`pip install --no-deps --target FOLDER loss-landsca
 landscaper==1.3.1 tqdm`); without it those alternatives are left out, and the result says so.
 
 All ways of one work run in turn, A B C A B C, and medians over the rounds are compared. A way whose
-cost per point is constant does a few of the points only. It writes `cpu.json`.
+cost per point is constant does a few of the points only. It writes `cpu.json` and `scaling.svg`.
 """
 
 import argparse
@@ -388,6 +388,39 @@ def vgg(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+_PARTS = {
+    "products": ("mkldnn::_linear_pointwise", "aten::addmm"),
+    "activations": ("aten::clamp_min",),
+    "adding directions": ("aten::add", "aten::add_"),
+    "losses": ("aten::_log_softmax", "aten::argmax", "aten::sum", "aten::gather", "aten::dot"),
+    "copies and casts": ("aten::copy_",),
+}
+
+
+def profiled(_options: argparse.Namespace) -> dict[str, Any]:
+    """Shares of the time of a plane of the MLP on one thread, by what is computed."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.set_num_threads(1)
+    data, plane = fm.load_dataset("mnist"), fm.Subspace.through(*trained("natural"))
+    points = np.random.default_rng(0).normal(size=(100, 2))
+    result: dict[str, Any] = {"threads": 1, "points": len(points)}
+    for precision in ("exact", "fast"):
+        scape = fm.Landscape(fm.build_model("mlp"), data, precision=precision)
+        scape.losses(plane, points[:1])
+        with profile(activities=[ProfilerActivity.CPU]) as found:
+            scape.losses(plane, points)
+        events = {event.key: event.self_cpu_time_total / 1e6 for event in found.key_averages()}
+        whole = sum(events.values())
+        shares = {
+            part: round(sum(events.get(name, 0.0) for name in names) / whole, 3)
+            for part, names in _PARTS.items()
+        }
+        result[precision] = {"seconds": round(whole, 1), **shares}
+        result[precision]["rest"] = round(1 - sum(shares.values()), 3)
+    return result
+
+
 _MEMORY = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
@@ -418,11 +451,84 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def scaling(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds for a plane of the MLP, against its points, its images and its parameters."""
+    data = fm.load_dataset("mnist")
+
+    def measure(points: int, images: int, width: float) -> dict[str, Any]:
+        sizes = [784, *(round(width * size) for size in (800, 320, 50)), 10]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = fm.build_model("mlp", sizes=sizes).eval()
+        some = fm.Dataset(data.images[:images], data.labels[:images])
+        plane = fm.Subspace.random(network, 2, 0)
+        around = np.random.default_rng(0).normal(size=(points, 2))
+        size = min(images, 1000)
+
+        def ours(precision: str) -> Way:
+            def way() -> int:
+                fm.Landscape(network, some, precision=precision).losses(plane, around)
+                return 1
+
+            return way
+
+        def plain() -> int:
+            state = plane.parameters_at(around[0])
+            for _ in range(min(points, FEW)):
+                plain_pass(network, state, some.images, some.labels, size)
+            return 1
+
+        ways = {"exact": ours("exact"), "fast": ours("fast"), "plain loop": plain}
+        seconds = in_turn(ways, 3)["seconds_per_point"]
+        seconds["plain loop"] *= points / min(points, FEW)
+        parameters = sum(value.numel() for value in network.parameters())
+        return {"points": points, "images": images, "parameters": parameters, "seconds": seconds}
+
+    result = {
+        "points": [measure(points, 10_000, 1.0) for points in (1, 5, 25, 100, 400)],
+        "images": [measure(25, images, 1.0) for images in (1_000, 5_000, 20_000, 60_000)],
+        "parameters": [measure(25, 10_000, width) for width in (0.25, 0.5, 1.0, 2.0)],
+    }
+    _draw(result, options.out / "scaling.svg")
+    return result
+
+
+def _draw(result: dict[str, Any], path: Path) -> None:
+    """One panel per quantity that grows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True, layout="constrained")
+    about = {
+        "points": "points (10,000 images)",
+        "images": "images (25 points)",
+        "parameters": "parameters (10,000 images, 25 points)",
+    }
+    styles = {"plain loop": ("#8a8a8a", "s"), "exact": ("#1f5fa8", "o"), "fast": ("#d1495b", "^")}
+    for axes, (name, label) in zip(panels, about.items(), strict=True):
+        rows = result[name]
+        for way, (colour, mark) in styles.items():
+            values = [row["seconds"][way] for row in rows]
+            axes.loglog([row[name] for row in rows], values, color=colour, marker=mark, label=way)
+        axes.set_xlabel(label)
+        axes.grid(visible=True, which="major", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("seconds")
+    panels[0].legend(frameon=False)
+    figure.suptitle("A plane of the MLP: time against what grows", fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
 WORKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "mnist-plane": mnist_plane,
     "mnist-radius": lambda options: mnist_radius(options, "all", 1.0, 5),
     "mnist-radius-top": lambda options: mnist_radius(options, "top", 0.2, 20),
     "mnist-memory": memory,
+    "mnist-profile": profiled,
+    "scaling": scaling,
     "vgg16": vgg,
 }
 
@@ -442,6 +548,7 @@ def main() -> None:
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"works": {}}
     for name in options.only:
         about = {**provenance(), "date": datetime.now(UTC).date().isoformat()}
+        torch.set_num_threads(options.threads)
         measured = WORKS[name](options)
         result["works"][name] = {
             "threads": options.threads,

@@ -174,6 +174,10 @@ def test_publish_verify_and_recompute(
     assert "natural/0: last loss" in said
     assert re.search(r"(natural|random) train surface at end: 1 of 9 points", said)
     assert "everything that was recomputed agrees" in said
+    assert _call("verify", copy, "--recompute-all") == 0
+    said = capsys.readouterr().out
+    for group in ("natural", "random"):
+        assert f"{group} train surface at end: 9 of 9 points, largest difference" in said
     assert _call("run", study, "--out", copy) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert _call("report", "small", "--out", copy) == 0

@@ -168,10 +168,14 @@ def verify(
             help="Also recompute the losses at the minima and a twentieth of one surface.",
         ),
     ] = False,
+    whole: Annotated[
+        bool,
+        typer.Option("--recompute-all", help="Recompute every point of every surface, too."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Draws the points that are recomputed.")] = 0,
 ) -> None:
     """Check every stored file against its recorded digest."""
-    _run.verify(folder, recompute=recompute, seed=seed)
+    _run.verify(folder, recompute=recompute, whole=whole, seed=seed)
 
 
 @app.command()

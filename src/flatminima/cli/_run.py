@@ -167,7 +167,7 @@ def _page(plan: Plan) -> Path:
     return plan.store.root / record["page"] if record else plan.store.report_folder("")
 
 
-def verify(folder: Path, *, recompute: bool, seed: int) -> None:
+def verify(folder: Path, *, recompute: bool, whole: bool, seed: int) -> None:
     """`flatminima verify`."""
     from flatminima.study.check import check_results, missing_results
 
@@ -179,9 +179,9 @@ def verify(folder: Path, *, recompute: bool, seed: int) -> None:
     if faults:
         raise RuntimeError(f"{folder} is not whole: {len(faults)} faults, listed above")
     print(f"{folder}: all {count} files are as they were recorded")
-    if recompute:
+    if recompute or whole:
         disagreements = 0
-        for line, agrees in check_results(store, seed=seed):
+        for line, agrees in check_results(store, seed=seed, whole=whole):
             print(line if agrees else f"DISAGREES: {line}", flush=True)
             disagreements += not agrees
         if disagreements:

@@ -94,21 +94,28 @@ def _copy_folder(source: Path, target: Path) -> None:
         raise
 
 
-def check_results(store: Store, *, seed: int = 0) -> Iterator[tuple[str, bool]]:
+def check_results(
+    store: Store, *, seed: int = 0, whole: bool = False
+) -> Iterator[tuple[str, bool]]:
     """Recompute losses from the stored weights: at every minimum, and on a part of one surface.
 
+    Args:
+        store: Where they are.
+        seed: Draws that part.
+        whole: Recompute every point of every surface instead.
+
     Yields:
-        A sentence on each network and on the surface, and whether it agrees with what is stored,
+        A sentence on each network and surface, and whether it agrees with what is stored,
         within 1e-6 + 1e-5 of the loss.
     """
-    surface: dict[str, Any] | None = None
+    surfaces: list[dict[str, Any]] = []
     for record in store.records():
         if record["kind"] == "network":
             yield _check_network(store, record)
-        elif record["kind"] == "surface" and surface is None:
-            surface = record
-    if surface is not None:
-        yield _check_surface(store, surface, seed)
+        elif record["kind"] == "surface":
+            surfaces.append(record)
+    for surface in surfaces if whole else surfaces[:1]:
+        yield _check_surface(store, surface, seed, 1 if whole else _SHARE)
 
 
 def _check_network(store: Store, record: Mapping[str, Any]) -> tuple[str, bool]:
@@ -143,8 +150,10 @@ def _for_landscape(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "batchnorm": "keep", "run": run}
 
 
-def _check_surface(store: Store, record: Mapping[str, Any], seed: int) -> tuple[str, bool]:
-    """A random twentieth of a surface's points against the stored ones."""
+def _check_surface(
+    store: Store, record: Mapping[str, Any], seed: int, share: int
+) -> tuple[str, bool]:
+    """One in so many of a surface's points, at random, against the stored ones."""
     import numpy as np
 
     from flatminima.landscape.surface import grid_coordinates
@@ -169,7 +178,7 @@ def _check_surface(store: Store, record: Mapping[str, Any], seed: int) -> tuple[
     surface = store.open_payload("surface", record["digest"], "surface.zarr")
     stored = surface["loss"].values.ravel()
     draw = np.random.default_rng(derive_seed(seed, "verify"))
-    chosen = np.sort(draw.choice(stored.size, -(-stored.size // _SHARE), replace=False))
+    chosen = np.sort(draw.choice(stored.size, -(-stored.size // share), replace=False))
     found = make_landscape(settings, settings["split"]).losses(
         plane, grid_coordinates(grid)[chosen], clip=settings.get("clip")
     )

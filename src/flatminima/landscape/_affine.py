@@ -6,6 +6,7 @@ per point. Two layers have the same input at every point: the first one of a net
 data (`evaluate_leading`), and the last one when nothing before it moves (`evaluate_top`).
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -65,17 +66,65 @@ class _Layer:
                 None if b is None else b.to(dtype),
             )
 
+    @property
+    def directions(self) -> tuple[int, ...]:
+        """Those that move the layer."""
+        return tuple(index for index, own in self._directions.items() if own != (None, None))
+
+    def product(self, index: int | None, inputs: Tensor) -> Tensor:
+        """The output at the origin (`None`), or the change per unit of a direction's coordinate."""
+        if index is None:
+            return self._product(inputs, *self._origin)
+        weight, bias = self._directions[index]
+        if weight is None:
+            weight = torch.zeros_like(self._origin[0])
+        return self._product(inputs, weight, bias)
+
     def products(self, inputs: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """The layer's output at the origin, and per direction the change per unit of coordinate."""
-        base = self._product(inputs, *self._origin)
-        changes = {}
-        for index, (weight, bias) in self._directions.items():
-            if weight is None and bias is None:
-                continue
-            if weight is None:
-                weight = torch.zeros_like(self._origin[0])
-            changes[index] = self._product(inputs, weight, bias)
-        return base, changes
+        """The product at the origin, and those of all directions that move the layer."""
+        changes = {index: self.product(index, inputs) for index in self.directions}
+        return self.product(None, inputs), changes
+
+
+class Kept:
+    """Products of a layer over a whole dataset, for the directions that were met last.
+
+    A search along rays comes back to the same directions with every round.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._products: OrderedDict[int | None, dict[int, Tensor]] = OrderedDict()
+
+    def expect(self, layer: _Layer, inputs: Tensor, batches: int) -> None:
+        """Make room for the directions of a layer, over so many batches like this one.
+
+        What does not fit is not kept; what is not expected goes first.
+        """
+        room = self._limit // max(layer.product(None, inputs).nbytes * batches, 1)
+        for index in [None, *layer.directions][:room]:
+            self._products.setdefault(index, {})
+            self._products.move_to_end(index)
+        while len(self._products) > room:
+            self._products.popitem(last=False)
+
+    def products(
+        self, layer: _Layer, batch: int, inputs: Callable[[], Tensor]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """As the layer gives them for a batch; computed only where they are not kept."""
+        found: dict[int | None, Tensor] = {}
+        given: Tensor | None = None
+        for index in (None, *layer.directions):
+            kept = self._products.get(index)
+            value = None if kept is None else kept.get(batch)
+            if value is None:
+                given = inputs() if given is None else given
+                value = layer.product(index, given)
+                if kept is not None:
+                    kept[batch] = value
+            found[index] = value
+        base = found.pop(None)
+        return base, {index: value for index, value in found.items() if index is not None}
 
 
 def _combine(
@@ -145,6 +194,7 @@ def evaluate_leading(
     arithmetics: Sequence[Arithmetic],
     *,
     threads: bool,
+    kept: Kept | None = None,
 ) -> None:
     """Losses at any points, with the products of the first layer shared between them.
 
@@ -170,9 +220,22 @@ def evaluate_leading(
             ],
         )
 
+        if kept is not None:
+            kept.expect(chunk.layer, inputs_of(network, name, batches[0][0]), len(batches))
+
         def one(network: nn.Module, batch: int, chunk: "_Leading" = chunk) -> Meter:
             part = meter.part()
-            chunk.evaluate(network, batches[batch], part, meter.open)
+            inputs, targets = batches[batch]
+
+            def given() -> Tensor:
+                return inputs_of(network, name, inputs)
+
+            with quick_linear():
+                if kept is None:
+                    products = chunk.layer.products(given())
+                else:
+                    products = kept.products(chunk.layer, batch, given)
+                chunk.evaluate(network, (inputs, targets), products, part, meter.open)
             return part
 
         for part in in_threads(network, range(len(batches)), one, allowed=threads):
@@ -191,7 +254,12 @@ class _Leading:
     states: Sequence[dict[str, Tensor]]
 
     def evaluate(
-        self, network: nn.Module, batch: Batch, meter: Meter, wanted: Callable[[int], bool]
+        self,
+        network: nn.Module,
+        batch: Batch,
+        products: tuple[Tensor, dict[int, Tensor]],
+        meter: Meter,
+        wanted: Callable[[int], bool],
     ) -> None:
         """Add the losses of one batch at all points that are still wanted."""
         inputs, targets = batch
@@ -199,17 +267,16 @@ class _Leading:
         out: Tensor | None = None
         given = Given()
         each = zip(self.points, self.coordinates, self.arithmetics, self.states, strict=True)
-        with quick_linear():
-            base, changes = self.layer.products(inputs_of(network, self.name, inputs))
-            with replaced(network, self.name, given):
-                for point, coordinate, arithmetic, state in each:
-                    if not wanted(int(point)):
-                        continue
-                    out = _combine(base, changes, coordinate, out)
-                    given.value = arithmetic.product(out)
-                    with arithmetic.used():
-                        outputs = functional_call(network, state, args, kwargs, strict=True)
-                    arithmetic.add(meter, int(point), outputs, targets)
+        base, changes = products
+        with replaced(network, self.name, given):
+            for point, coordinate, arithmetic, state in each:
+                if not wanted(int(point)):
+                    continue
+                out = _combine(base, changes, coordinate, out)
+                given.value = arithmetic.product(out)
+                with arithmetic.used():
+                    outputs = functional_call(network, state, args, kwargs, strict=True)
+                arithmetic.add(meter, int(point), outputs, targets)
 
 
 class Given(nn.Module):

@@ -15,7 +15,7 @@ from torch import nn
 from flatminima._linear import quick_linear
 from flatminima._seeds import derive_seed
 from flatminima.landscape import _batchnorm, _layers
-from flatminima.landscape._affine import Features, evaluate_leading, evaluate_top
+from flatminima.landscape._affine import Features, Kept, evaluate_leading, evaluate_top
 from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._batches import Batch, Batches
 from flatminima.landscape._losses import Meter, PerSample
@@ -27,7 +27,7 @@ from flatminima.landscape._threads import in_threads
 from flatminima.subspace import Subspace, norm
 from flatminima.types import Buffers, Coordinates, Parameters
 
-# Inputs of the top layer are kept for a whole dataset up to this size.
+# Inputs of the top layer, or products of the first, are kept for a whole dataset up to this size.
 _FEATURES = 2 * 2**30
 # A layer with fewer products for each of its outputs is computed anew, if these outgrow the cache.
 _FEW_PRODUCTS, _CACHE = 64, 2**22
@@ -126,6 +126,7 @@ class Affine:
     problem: Problem
     layer: str
     name: str = "affine"
+    kept: Kept = field(default_factory=lambda: Kept(_FEATURES))
 
     def evaluate(
         self,
@@ -136,6 +137,8 @@ class Affine:
     ) -> None:
         """As `Path` says."""
         given = self.problem
+        # A plane is evaluated once, rays again and again.
+        rays = len(given.subspace.anchors) < 2 and batches is given.batches
         evaluate_leading(
             self.layer,
             given.network,
@@ -146,6 +149,7 @@ class Affine:
             meter,
             arithmetics,
             threads=given.threads,
+            kept=self.kept if rays else None,
         )
 
 

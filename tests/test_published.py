@@ -169,11 +169,19 @@ def test_the_readme_shows_the_speeds_that_were_measured():
             assert f"{ratio + 1e-9:.1f}" in text, (name, other)
     assert f"{plane['largest_difference_of_fast']:.2g} in loss" in text
     assert f"{plane['largest_relative_difference_of_exact_from_plain']:.1e} of 1 + loss" in text
-    for group in ("natural", "random"):
-        top = works["mnist-radius-top"][group]
-        assert f"{top['seconds']['exact']:.1f} s {group}" in text
-        assert f"{top['seconds']['walk, reckoned']:.0f} s" in text
-        assert f"{top['times_faster_than']['exact']['stepwise walk']:.0f} " in text
+    assert f"{plane['seconds_per_point']['exact, clip 3.5']:.3f} s a point" in text
+    assert f"which {plane['above_clip']} of the {plane['points']} points exceed" in text
+    rows = [line for line in README.splitlines() if line.startswith(("| all para", "| top layer"))]
+    for work, what, digits in (
+        ("mnist-radius", "all parameters, 5 directions", 1),
+        ("mnist-radius-top", "top layer, 20 directions", 0),
+    ):
+        for group in ("natural", "random"):
+            found = works[work][group]
+            ours, walk = found["seconds"]["exact"], found["seconds"]["walk, reckoned"]
+            ratio = found["times_faster_than"]["exact"]["stepwise walk"]
+            row = f"| {what}, {group} labels | {ours:.1f} s | {walk:.0f} s | {ratio:.{digits}f} |"
+            assert row in rows, row
     whole, last = works["vgg16"]["plane"], works["vgg16"]["last third"]
     for part, name in ((whole, "exact"), (whole, "fast"), (last, "exact")):
         assert f"{part['seconds_per_point'][name]:.2f} s" in text

@@ -528,6 +528,7 @@ def _draw(result: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter
 
     figure, panels = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True, layout="constrained")
     about = {
@@ -541,6 +542,9 @@ def _draw(result: dict[str, Any], path: Path) -> None:
         for way, (colour, mark) in styles.items():
             values = [row["seconds"][way] for row in rows]
             axes.loglog([row[name] for row in rows], values, color=colour, marker=mark, label=way)
+        values = [row[name] for row in rows]
+        axes.set_xticks(values, [EngFormatter(places=0, sep="")(value) for value in values])
+        axes.minorticks_off()
         axes.set_xlabel(label)
         axes.grid(visible=True, which="major", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

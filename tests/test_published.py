@@ -186,3 +186,28 @@ def test_the_readme_shows_the_speeds_that_were_measured():
     for part, name in ((whole, "exact"), (whole, "fast"), (last, "exact")):
         assert f"{part['seconds_per_point'][name]:.2f} s" in text
     assert f"{whole['seconds_per_point']['plain loop']:.2f} s" in text
+
+
+def test_the_page_on_speed_shows_what_was_measured():
+    works = json.loads((ROOT / "results" / "speed" / "cpu.json").read_text())["works"]
+    text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
+    for name in ("exact", "fast"):
+        shares = works["mnist-profile"][name]
+        assert f"| `{name}` | {shares['seconds']:.0f} | {100 * shares['products']:.0f} %" in text
+    for rate in works["mnist-plane"]["gflop_per_second"].values():
+        assert f" {rate} " in text
+    for points in (25, 250, 750):
+        found = works["mnist-memory"][f"{points} points"]
+        assert f"{found['GiB_above']:.2f} GiB for {points} points" in text
+        assert found["GiB_above"] < 1.5
+    many = works["scaling"]["points"][-1]
+    plain = many["seconds"]["plain loop"]
+    ratios = [f"{plain / many['seconds'][name]:.1f}" for name in ("exact", "fast")]
+    assert f"{ratios[0]} and {ratios[1]} times as fast" in text
+    readme = " ".join(README.split())
+    assert (
+        f"`exact` is {ratios[0]} and `fast` {ratios[1]} times as fast as the plain loop" in readme
+    )
+    planes = [value for key, value in works["mnist-refined"].items() if "surface" in key]
+    assert all(0.19 <= plane["share_evaluated"] <= 0.35 for plane in planes)
+    assert all(plane["largest_error"] < 0.025 for plane in planes)

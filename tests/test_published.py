@@ -210,4 +210,4 @@ def test_the_page_on_speed_shows_what_was_measured():
     )
     planes = [value for key, value in works["mnist-refined"].items() if "surface" in key]
     assert all(0.19 <= plane["share_evaluated"] <= 0.35 for plane in planes)
-    assert all(plane["largest_error"] < 0.025 for plane in planes)
+    assert all(plane["largest_error"] < 0.024 for plane in planes)

@@ -57,11 +57,12 @@ def labels_note(study: StudyContents) -> str:
 
 def surfaces_caption(study: StudyContents, row: Sequence[Surface]) -> str:
     """Under the reliefs."""
+    whole = "" if _clipped(row) else " (the stored data are not clipped)"
     return " ".join(
         [
             f"Loss on the plane through three minima of each group. {_surface_facts(study, row)}",
             f"One colour scale, clip and camera; a loss above {study.clip:g} is drawn as a plateau "
-            f"at {study.clip:g} (the stored data are not clipped). Pins: the minima and their own "
+            f"at {study.clip:g}{whole}. Pins: the minima and their own "
             "losses. Between grid points the drawing is interpolated.",
             _holes(row, "left open"),
             _version(study),

@@ -91,7 +91,7 @@ def test_the_first_of_several_crossings_is_found_and_reentries_are_counted():
     result = on_a_line(
         lambda t: torch.where(t.abs() < 6, 0.2 * torch.sin(t.abs()) ** 2, t.abs()),
         threshold=0.1,
-        max_radius=8.0,
+        max_radius=12.0,
     )
     # sin^2 = 1/2 first at pi/4; below again from 3 pi/4.
     np.testing.assert_allclose(result.radius, np.pi / 4, rtol=1e-3)
@@ -251,3 +251,37 @@ def test_impossible_settings_are_refused_in_one_line(settings, complaint):
     with pytest.raises(ValueError, match=complaint) as caught:
         fm.flatness_radius(fm.Landscape(network, data), network, **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.03, 1.0, 30.0])
+def test_a_crossing_takes_few_evaluations_near_any_guess(scale):
+    # The guess is a tenth of the norm, 0.1 here; the loss rises by the cube, not the square.
+    def function(t):
+        return (t.abs() / scale) ** 3
+
+    def rise(t):
+        return function(t - 1.0)
+
+    data = fm.Dataset(torch.ones(2, 1, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))
+    network = Wavy(at=1.0)
+    landscape = fm.Landscape(network, data, loss=lambda outputs, _: rise(outputs[:, 0]))
+    result = fm.flatness_radius(landscape, network, directions=1, max_radius=100.0)
+    np.testing.assert_allclose(result.radius, 0.05 ** (1 / 3) * scale, rtol=1e-6)
+    decades = max(0.0, -np.log10(scale))
+    assert (result.evaluations <= 10 + 6 * decades).all()
+
+
+@given(first=st.floats(0.05, 3.0), hump=st.floats(0.9, 2.0), dip=st.floats(0.3, 1.5))
+@settings(max_examples=40, deadline=None)
+def test_an_earlier_crossing_is_found_before_a_dip(first, hump, dip):
+    # Over for `hump`, which is more than a quarter of where it is over for good; below for `dip`.
+    start, end = (1.0 + hump) * first, (1.0 + hump + dip) * first
+
+    def function(t):
+        away = t.abs()
+        over = torch.where(away < start, (away / first) ** 2, (away / end) ** 2)
+        return torch.where((away >= start) & (away < end), 0.1 * over, over)
+
+    result = on_a_line(function, threshold=1.0, max_radius=20.0)
+    np.testing.assert_array_equal(result.outcome, CROSSED)
+    np.testing.assert_allclose(result.radius, first, rtol=1e-3)

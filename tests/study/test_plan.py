@@ -32,10 +32,10 @@ GOLDEN = {
     "random/2 network": "788923fe3bf92349a5c4",
     "natural train surface end tile 1/50": "5e18b69e46eb2c3f8f16",
     "random train surface end": "3dd37770630ce5fb4723",
-    "natural/0 train radius all crossing end 1-5": "19c58796b103b7a86394",
-    "natural/0 train radius all crossing matched 1-5": "cc9b4f4e207285d94dd5",
-    "random/1 train radius top stepwise end 16-20": "c9398e213f8bf4dabb5d",
-    "train summary": "03851fa99cb3d6c592c4",
+    "natural/0 train radius all crossing end 1-5": "8313efab9efb7231425b",
+    "natural/0 train radius all crossing matched 1-5": "6bb8783285884459cddf",
+    "random/1 train radius top stepwise end 16-20": "1cc20f3dcccd2a97663d",
+    "train summary": "78f730fa008edad76866",
 }
 
 

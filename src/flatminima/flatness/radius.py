@@ -10,20 +10,16 @@ from functools import partial
 
 import numpy as np
 import xarray as xr
-from scipy.optimize import elementwise
 
+from flatminima.flatness._crossing import first_crossings
 from flatminima.flatness._perturbed import Perturbed, perturbed_stepwise
 from flatminima.flatness._walk import CENSORED, CROSSED, NON_FINITE, OUTCOMES, Radii, Walk, stepwise
 from flatminima.landscape import Landscape
 from flatminima.minimum import State
 from flatminima.subspace import Subspace, norm
 
-# The expansion starts at this share of the moved parameters' norm and doubles.
-_GUESS = 0.04
-# A bracket is scanned in this many equal cells, so that the first of several crossings is found.
-_CELLS = 8
-# How often a scan is repeated inside its first cell, or before a non-finite loss: 8^12 is 7e10.
-_RESCANS = 12
+# The search starts at this share of the moved parameters' norm.
+_GUESS = 0.1
 # Steps evaluated at once in a stepwise walk: a round costs a product of the first layer per
 # direction, a step only what comes after it.
 _STRIDE = 4
@@ -46,13 +42,14 @@ def flatness_radius(
 ) -> xr.Dataset:
     """Measure the flatness radius of a state along random directions.
 
-    `crossing` walks along +u and -u of every direction: a bracket grows geometrically, is scanned
-    in equal cells, and the first crossing is refined by Chandrupatla's method on the signed root of
-    the rise, all rays at once. `stepwise` is the protocol of the published study: whole steps along
-    +u until the loss has changed by the threshold either way; the radius is the last step before
-    that, a bias of about half a step downwards. With `buffers="perturb"` it repeats a fault of that
-    study: one unit vector spans the parameters and the running means, variances and counters of all
-    BatchNorm layers, and these are moved too.
+    `crossing` walks along +u and -u of every direction, all rays at once: the curve through what is
+    known of a ray predicts its crossing, the way there is scanned, so that an earlier one is found,
+    and a bracket is closed around it, by Chandrupatla's method where predictions do not. `stepwise`
+    is the protocol of the published study: whole steps along +u until the loss has changed by the
+    threshold either way; the radius is the last step before that, a bias of about half a step
+    downwards. With `buffers="perturb"` it repeats a fault of that study: one unit vector spans the
+    parameters and the running means, variances and counters of all BatchNorm layers, and these are
+    moved too.
 
     Args:
         landscape: The network, data and loss.
@@ -64,7 +61,7 @@ def flatness_radius(
         parameters: What moves: "all" (trainable ones), "top", a glob, or names.
         protocol: "crossing" or "stepwise".
         step: Length of a step, `stepwise` only.
-        tolerance: Relative tolerance of a radius, `crossing` only.
+        tolerance: Relative width of the bracket a radius lies in, `crossing` only.
         max_radius: Where a walk is given up; by default twice the norm of the moved parameters.
         buffers: "policy": the landscape's BatchNorm policy decides. "perturb": the published fault,
             for `stepwise` and "all" parameters only, under `keep` whatever the landscape's policy.
@@ -73,7 +70,8 @@ def flatness_radius(
     Returns:
         A dataset over `direction` and `sign` with `radius`, `outcome` (0 crossed, 1 censored: not
         reached by `max_radius`, 2 non_finite: the loss was not finite before it had risen),
-        `evaluations` and `reentries` (how often the scanned loss fell below the threshold again).
+        `evaluations` and `reentries` (how often the loss was seen to fall below the threshold
+        again).
         Where a ray did not cross, `radius` is the last distance known to be below. With
         `buffers="perturb"` also `negative_variances` (how many running variances were negative,
         with the layer's eps added, at the step that ended the walk; at the last step if it is
@@ -116,7 +114,7 @@ def flatness_radius(
         walk = Walk(partial(landscape.losses, precision="exact"), subspace, threshold)
         if protocol == "crossing":
             guess = _GUESS * length or limit
-            result = _crossing(walk, guess=guess, limit=limit, tolerance=tolerance)
+            result = first_crossings(walk, guess=guess, limit=limit, tolerance=tolerance)
         else:
             result = stepwise(walk, step=step, limit=limit, stride=_STRIDE)
     dataset = _dataset(
@@ -147,72 +145,6 @@ def flatness_radius(
         },
     )
     return _with_variances(dataset, walk) if isinstance(walk, Perturbed) else dataset
-
-
-def _crossing(walk: Walk, *, guess: float, limit: float, tolerance: float) -> Radii:
-    """Expand, scan, refine; see `flatness_radius`."""
-    rays = 2 * walk.directions
-    direction, sign = np.repeat(np.arange(walk.directions), 2), np.tile([1, -1], walk.directions)
-    root = np.sqrt(walk.threshold)
-
-    def signed_root(distance: np.ndarray, ray: np.ndarray) -> np.ndarray:
-        # On a quadratic this is linear in the distance, and a secant hits the crossing at once.
-        rise = walk.rise(distance, direction[ray], sign[ray])
-        return np.asarray(np.sign(rise) * np.sqrt(np.abs(rise)) - root)
-
-    # Expand: the first of guess, 2 guess, 4 guess, ... where the walk is over.
-    high = np.full(rays, min(guess, limit))
-    active = np.arange(rays)
-    while len(active):
-        below = signed_root(high[active], active) < 0  # NaN is not below
-        active = active[below & (high[active] < limit)]
-        high[active] = np.minimum(2.0 * high[active], limit)
-
-    # Scan (low, high] in equal cells until the first event is not in the first cell of a bracket
-    # that starts at zero (there a crossing may still hide) and no crossing hides before a NaN.
-    low = np.zeros(rays)
-    outcome = np.full(rays, CENSORED)
-    reentries = np.zeros(rays, dtype=np.int64)
-    active = np.arange(rays)
-    for _ in range(_RESCANS):
-        cells = np.linspace(low[active], high[active], _CELLS + 1)[1:]
-        values = signed_root(cells.ravel(), np.tile(active, _CELLS)).reshape(cells.shape)
-        again = []
-        for column, ray in enumerate(active):
-            over = ~(values[:, column] < 0)
-            if not over.any():
-                outcome[ray], low[ray] = CENSORED, high[ray]
-                continue
-            event = int(np.argmax(over))
-            finite = np.isfinite(values[event, column])
-            outcome[ray] = CROSSED if finite else NON_FINITE
-            after = over[event:]
-            reentries[ray] += int((after[:-1] & ~after[1:]).sum())
-            start = low[ray]
-            high[ray] = cells[event, column]
-            low[ray] = cells[event - 1, column] if event else start
-            if (event == 0 and start == 0.0) or not finite:
-                again.append(ray)
-        active = np.array(again, dtype=np.int64)
-        if not len(active):
-            break
-
-    radius = low.copy()
-    crossed = np.flatnonzero(outcome == CROSSED)
-    if len(crossed):
-        found = elementwise.find_root(
-            signed_root,
-            (low[crossed], high[crossed]),
-            args=(crossed,),
-            # fatol 0: a flat crossing must not pass for a found one; x decides.
-            tolerances={"xrtol": tolerance, "xatol": 0.0, "fatol": 0.0, "frtol": 0.0},
-        )
-        radius[crossed] = np.where(found.success, found.x, low[crossed])
-        outcome[crossed[~found.success]] = NON_FINITE
-    evaluations = np.array(
-        [walk.evaluations(int(d), int(s)) for d, s in zip(direction, sign, strict=True)]
-    )
-    return Radii(radius, outcome, evaluations, reentries)
 
 
 def _dataset(

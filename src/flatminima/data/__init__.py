@@ -7,17 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flatminima.data.adapters import as_dataset
     from flatminima.data.dataset import Dataset
     from flatminima.data.labels import randomize_labels
     from flatminima.data.loading import load_dataset
 
 _HOME = {
+    "as_dataset": "flatminima.data.adapters",
     "Dataset": "flatminima.data.dataset",
     "load_dataset": "flatminima.data.loading",
     "randomize_labels": "flatminima.data.labels",
 }
 
-__all__ = ["Dataset", "load_dataset", "randomize_labels"]
+__all__ = ["Dataset", "as_dataset", "load_dataset", "randomize_labels"]
 
 
 def __getattr__(name: str) -> Any:

@@ -182,15 +182,37 @@ def split_state(
     if isinstance(state, Minimum):
         parameters, buffers = state.parameters, state.buffers
     elif isinstance(state, nn.Module):
-        parameters, buffers = dict(state.named_parameters()), dict(state.named_buffers())
+        module = unwrapped(state)
+        parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
     else:
-        parameters, buffers = _split_by_name(state)
+        parameters, buffers = _split_by_name(state if network is None else _bare(state, network))
     if network is not None:
         parameters, buffers = _fit({**parameters, **buffers}, network)
     return (
         {name: value.detach() for name, value in parameters.items()},
         {name: value.detach() for name, value in buffers.items()},
     )
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside `DataParallel`, its distributed kin, and `torch.compile`."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
+            module = module._orig_mod  # type: ignore[assignment]
+        else:
+            return module
+
+
+def _bare(tensors: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
+    """The names of a state dict without what such wrappers put before all of them."""
+    own = network.state_dict()
+    for prefix in ("module.", "_orig_mod.", "module."):
+        alike = all(name.startswith(prefix) for name in tensors)
+        if alike and not any(name in own for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
 
 
 def as_minimum(state: State, network: nn.Module | None = None) -> Minimum:
@@ -221,8 +243,8 @@ def _fit(
     """Sort `tensors` by the network's own parameters and buffers, and check every shape."""
     wanted = dict(network.named_parameters())
     held = dict(network.named_buffers())
-    aliases = _aliases(network)
-    known = set(wanted) | set(held) | set(aliases)
+    tied = aliases(network)
+    known = set(wanted) | set(held) | set(tied)
     unknown = sorted(set(tensors) - known)
     missing = sorted(name for name in wanted if name not in tensors)
     saved = set(network.state_dict())
@@ -234,7 +256,7 @@ def _fit(
             " architecture"
         )
     for name, value in tensors.items():
-        home = aliases.get(name, name)
+        home = tied.get(name, name)
         like = wanted[home] if home in wanted else held[home]
         if like.shape != value.shape:
             raise ValueError(
@@ -253,7 +275,7 @@ def _fit(
     )
 
 
-def _aliases(network: nn.Module) -> dict[str, str]:
+def aliases(network: nn.Module) -> dict[str, str]:
     """Further names of tied tensors, each with the first name of the same tensor."""
     first = {id(value): name for name, value in network.named_parameters()}
     first |= {id(value): name for name, value in network.named_buffers()}

@@ -11,7 +11,8 @@ from torch import nn
 import flatminima as fm
 from cases import ImageNet, images, perceptron, points, seeded, states
 from flatminima.landscape import _affine, _landscape, _paths
-from flatminima.landscape._losses import Meter, per_sample_loss
+from flatminima.landscape._losses import per_sample_loss
+from flatminima.landscape._meter import Measures, Meter
 from flatminima.landscape._states import States
 from flatminima.landscape._threads import in_threads
 from flatminima.subspace import Subspace
@@ -133,7 +134,7 @@ def test_an_error_on_a_thread_arrives_and_settings_return(two_threads):
 def test_losses_of_a_stack_are_those_of_its_points():
     outputs = torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(0))
     for targets in (torch.arange(7) % 4, torch.tensor([0, 1, -100, 3, 2, 1, 0])):
-        one, stacked = (Meter(per_sample_loss("cross_entropy"), 4) for _ in range(2))
+        one, stacked = (Meter(Measures(per_sample_loss("cross_entropy")), 4) for _ in range(2))
         for point, each in zip((3, 0, 1), outputs, strict=True):
             one.add(point, each, targets)
         stacked.add_stack((3, 0, 1), outputs, targets)

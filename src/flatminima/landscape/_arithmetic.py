@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flatminima._seeds import derive_seed
 from flatminima.landscape._layers import is_affine, own_parameters
-from flatminima.landscape._losses import Meter
+from flatminima.landscape._meter import Meter
 from flatminima.landscape._world import as_dtype, channels_last
 
 HALF = torch.bfloat16

@@ -1,4 +1,4 @@
-"""A dataset as a network takes it, batch by batch, always in the same order."""
+"""A dataset as a network and its loss take it, batch by batch, always in the same order."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from flatminima.data import Dataset
+from flatminima.landscape._meter import Marked
 from flatminima.landscape._world import as_dtype, channels_last
 
 Batch: TypeAlias = tuple[Any, Any]
 """Inputs and targets."""
+
+# Examples on which a path is compared with the reference, at most.
+_PROBE = 64
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,9 @@ class Batches(Sequence[Batch]):
         size: Examples per batch.
         clean_samples: How many examples the subset has, spread evenly over the dataset.
         clean_size: Examples per batch of the subset.
+        own_loss: Whether the network computes its loss itself: it is given the labels, and the
+            targets are its inputs.
+        members: Which examples belong to which subset.
     """
 
     dataset: Dataset
@@ -33,6 +40,13 @@ class Batches(Sequence[Batch]):
     size: int = 1
     clean_samples: int = 1
     clean_size: int = 1
+    own_loss: bool = False
+    members: Tensor | None = None
+
+    @property
+    def probe(self) -> int:
+        """On how many examples paths are compared."""
+        return min(self.size, _PROBE, len(self.dataset))
 
     def first(self, count: int) -> Batch:
         """The first examples."""
@@ -59,4 +73,11 @@ class Batches(Sequence[Batch]):
         inputs, targets = self.dataset.batch(rows)
         if self.dtype is not None:
             inputs = as_dtype(inputs, self.dtype)
-        return (channels_last(inputs) if self.channels_last else inputs), targets
+        if self.channels_last:
+            inputs = channels_last(inputs)
+        if self.own_loss:
+            inputs = inputs if "labels" in inputs else {**inputs, "labels": targets}
+            targets = inputs
+        if self.members is not None:
+            targets = Marked(targets, self.members[rows])
+        return inputs, targets

@@ -1,7 +1,7 @@
 """The `Landscape`: a network, a dataset and a loss, as a function on weight space."""
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flatminima.data import Dataset
+from flatminima.data import as_dataset
 from flatminima.landscape import _batchnorm, _layers
 from flatminima.landscape._arithmetic import (
     Arithmetic,
@@ -19,10 +19,14 @@ from flatminima.landscape._arithmetic import (
     repeated_points,
 )
 from flatminima.landscape._batches import Batches
-from flatminima.landscape._losses import Losses, Meter, PerSample, per_sample_loss
+from flatminima.landscape._losses import Losses, PerSample, per_sample_loss
+from flatminima.landscape._meter import Measures, Meter
+from flatminima.landscape._model_loss import Weight, model_loss
 from flatminima.landscape._paths import Path, Problem, choose_path, evaluate_point
+from flatminima.landscape._reference import run
+from flatminima.landscape._subsets import check_metrics, members_of
 from flatminima.landscape._world import quiet
-from flatminima.minimum import Minimum, State, as_minimum, split_state
+from flatminima.minimum import Minimum, State, as_minimum, split_state, unwrapped
 from flatminima.subspace import Subspace, choose
 from flatminima.types import Coordinates, Parameters
 
@@ -44,9 +48,14 @@ class Landscape:
     Args:
         model: Any `nn.Module`. A tensor of inputs is passed as `model(x)`, a dict as `model(**x)`,
             a tuple as `model(*x)`.
-        dataset: The data.
-        loss: "cross_entropy", "mse", or a callable `(outputs, targets)` that returns per-sample
-            losses `[N]`, or a pair of sums `[N]` and weights `[N]`.
+        dataset: The data: a `Dataset`, or whatever `as_dataset` makes one of (tensors, a torch
+            dataset or loader, a Hugging Face dataset).
+        loss: "cross_entropy", "mse", "binary_cross_entropy" (of logits, one target for each),
+            "next_token" (of logits `[N, length, tokens]`, -100 ignored), or a callable `(outputs,
+            targets)` that returns per-sample losses `[N]`, or a pair of sums `[N]` and weights
+            `[N]`. "model": the network is given the labels and returns its loss; there is no
+            standard error then, since nothing is known of the samples. Named losses and accuracy
+            are those of `logits` where the outputs hold them by that name.
         batchnorm: "auto", "recompute", "keep", "interpolate" or "batch"; see `docs/definitions.md`.
         precision: "exact": float32 stays float32 (TF32 and autocast off), and weights stored in
             half precision are evaluated in float32. "fast": products in bfloat16 with sums in
@@ -54,6 +63,14 @@ class Landscape:
             largest difference is part of the result. Losses of single states and radii are exact.
         batch_size: Examples per forward pass; by default so many that activations fit the cache.
         device: Where to compute; by default where the model is.
+        weight: What a batch's own loss is the mean over, with `loss="model"`: a function from the
+            batch (a dict) to a number. Causal language models need none: it is the number of
+            labels, without the first, that are not -100.
+        metrics: Further quantities by name, like losses: callables `(outputs, targets)` that return
+            `[N]`, or sums and weights. They are variables of a surface beside the loss.
+        subsets: Groups of samples by name, as masks `[N]`, whose loss and accuracy are told apart
+            (`loss_NAME`, `accuracy_NAME`): noisy and clean labels, say. "classes" makes one of each
+            class.
         recompute_samples: How many examples `recompute` pools its statistics over, at most; they
             are spread evenly over the dataset, and those that fill no batch are left out.
         recompute_batch: In batches of how many examples `recompute` passes them through, whatever
@@ -64,56 +81,84 @@ class Landscape:
         recompute_batch: In batches of how many.
 
     Raises:
-        ValueError: For an unknown loss, policy or precision, a count below 1, an empty dataset, or
-            lazy layers that have not seen data yet.
+        ValueError: For an unknown loss, policy or precision, a count below 1, an empty dataset,
+            lazy layers that have not seen data yet, or metrics and subsets that cannot be told
+            apart.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        dataset: Dataset,
+        dataset: Any,
         *,
         loss: str | PerSample = "cross_entropy",
         batchnorm: str = "auto",
         precision: str = "exact",
         batch_size: int | None = None,
         device: str | torch.device | None = None,
+        weight: Weight | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        subsets: Mapping[str, Any] | str | None = None,
         recompute_samples: int = 2000,
         recompute_batch: int = 100,
     ) -> None:
+        model = unwrapped(model)
         _batchnorm.check_policy(batchnorm)
         _layers.check_initialised(model)
         check_precision(precision, model)
-        if len(dataset) == 0:
-            raise ValueError("expected a dataset with examples, got an empty one; check its limit")
+        data = as_dataset(dataset)
         sizes = {"recompute_samples": recompute_samples, "recompute_batch": recompute_batch}
         for name, size in {**sizes, "batch_size": 1 if batch_size is None else batch_size}.items():
             if size < 1:
                 raise ValueError(f"expected {name} of 1 or more, got {size}; or leave it out")
-        self._per_sample = per_sample_loss(loss)
         self.loss_name = loss if isinstance(loss, str) else getattr(loss, "__name__", "custom")
         self.batchnorm = batchnorm
         self.precision = precision
         first = next(model.parameters(), None)
         self.device = torch.device(device or (first.device if first is not None else "cpu"))
-        self.dataset = dataset.to(self.device)
+        self.dataset = data.to(self.device)
         self._network = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
         if any(value.dtype in _HALF for value in self._network.parameters()):
             self._network.float()
         self._trainable = tuple(n for n, p in model.named_parameters() if p.requires_grad)
         first = next(self._network.parameters(), None)
-        data = Batches(self.dataset, None if first is None else first.dtype)
+        own_loss = loss == "model"
+        if weight is not None and not own_loss:
+            raise ValueError(
+                f"expected weight only with loss='model', got it with {self.loss_name!r}; let the"
+                " loss return sums and weights"
+            )
+        groups = members_of(self.dataset, subsets)
+        if groups and own_loss:
+            raise ValueError(
+                "expected no subsets with loss='model', which tells nothing of samples, got"
+                f" {', '.join(groups)}; use 'next_token' or a loss of your own"
+            )
+        self._measures = Measures(
+            model_loss(self._network, self.dataset.batch(slice(0, 1))[0], weight)
+            if own_loss
+            else per_sample_loss(loss),
+            metrics=check_metrics(metrics or {}, groups),
+            subsets=tuple(groups),
+            whole_batches=own_loss,
+        )
+        batches = Batches(
+            self.dataset,
+            None if first is None else first.dtype,
+            own_loss=own_loss,
+            members=torch.stack(list(groups.values()), 1) if groups else None,
+        )
         with quiet(self.device):
-            last = _layers.takes_channels_last(self._network, data.first(2)[0])
-            data = replace(data, channels_last=last)
-            size = batch_size or _cache_sized_batch(self._network, data.first(1)[0])
-            writes = _layers.writes_to_buffers(self._network, data.first(2)[0])
-        self.batch_size = min(size, len(dataset))
-        wanted = min(recompute_samples, len(dataset))
+            last = _layers.takes_channels_last(self._network, batches.first(2)[0])
+            batches = replace(batches, channels_last=last)
+            size = batch_size or _cache_sized_batch(self._network, batches.first(1)[0])
+            writes = _layers.writes_to_buffers(self._network, batches.first(2)[0])
+        self.batch_size = min(size, len(self.dataset))
+        wanted = min(recompute_samples, len(self.dataset))
         self.recompute_batch = min(recompute_batch, wanted)
         self.recompute_samples = wanted - wanted % self.recompute_batch
         self._batches = replace(
-            data,
+            batches,
             size=self.batch_size,
             clean_samples=self.recompute_samples,
             clean_size=self.recompute_batch,
@@ -122,8 +167,8 @@ class Landscape:
         enough = weights * self.batch_size >= _ENOUGH
         self._threads = self.device.type == "cpu" and enough and not writes
         self._last: tuple[Subspace, Path] | None = None
-        self._exact = exact(self.device, channels_last=data.channels_last)
-        self._fast = fast(self._network, self.device, channels_last=data.channels_last)
+        self._exact = exact(self.device, channels_last=batches.channels_last)
+        self._fast = fast(self._network, self.device, channels_last=batches.channels_last)
 
     def losses(
         self,
@@ -193,7 +238,7 @@ class Landscape:
         wanted = "keep" if batchnorm in (None, "auto", "interpolate") else str(batchnorm)
         policy = _batchnorm.resolve(wanted, self._network, 1)
         parameters, buffers = split_state(state, self._network)
-        meter = Meter(self._per_sample, 1)
+        meter = Meter(self._measures, 1)
         with quiet(self.device):
             evaluate_point(
                 self._network,
@@ -206,6 +251,31 @@ class Landscape:
                 batches=self._batches,
             )
         return meter.losses(len(self.dataset), path="reference", batchnorm=policy)
+
+    def gradient_norm(self, state: State) -> float:
+        """The norm of the gradient of the loss over the trainable parameters, at one state.
+
+        With the state's own BatchNorm statistics, in evaluation mode.
+
+        Raises:
+            ValueError: If the state does not fit the network.
+        """
+        parameters, buffers = split_state(state, self._network)
+        held = self._like(parameters)
+        moving = {name: held[name].clone().requires_grad_() for name in self._trainable}
+        weight = 0.0
+        with quiet(self.device), torch.enable_grad(), self._exact.used():
+            for inputs, targets in self._batches:
+                outputs = run(self._network, held | moving, self._like(buffers), inputs)
+                total, count = self._measures.total(outputs, targets)
+                total.backward()  # type: ignore[no-untyped-call]
+                weight += count
+        squares = [
+            float(value.grad.double().square().sum())
+            for value in moving.values()
+            if value.grad is not None
+        ]
+        return float(np.sqrt(sum(squares))) / weight
 
     def state(self, state: State) -> Minimum:
         """`state` as a `Minimum` whose parameters and buffers are those of this network.
@@ -261,7 +331,7 @@ class Landscape:
                 buffers=self._like(subspace.origin.buffers),
                 policy=policy,
                 batches=self._batches,
-                per_sample=self._per_sample,
+                measures=self._measures,
                 exact=self._exact,
                 threads=self._threads,
             )
@@ -276,7 +346,7 @@ class Landscape:
         clip: float | None,
     ) -> Losses:
         """The losses by the path that was chosen."""
-        meter = Meter(self._per_sample, len(coordinates), clip, len(self.dataset))
+        meter = Meter(self._measures, len(coordinates), clip, len(self.dataset))
         path.evaluate(coordinates, meter, arithmetics, self._batches)
         policy = path.problem.policy
         return meter.losses(len(self.dataset), path=path.name, batchnorm=policy)

@@ -1,13 +1,13 @@
-"""Per-sample losses, and their sums over a dataset in double precision."""
+"""Losses of a batch's samples, and what comes of them over a dataset."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from flatminima.types import PerPoint
@@ -21,7 +21,8 @@ class Losses:
 
     Attributes:
         loss: Weighted mean over the whole dataset; not a number where `finite` is false.
-        metrics: Further means by name; `accuracy` where the targets are classes.
+        metrics: Further means by name: `accuracy` where the targets are classes, the landscape's
+            metrics, and `loss_NAME` and `accuracy_NAME` of its subsets.
         finite: Whether the loss came out finite.
         standard_error: Sampling error of the mean over examples, or `None` where it is not defined.
         path: How it was computed ("reference", "affine", "suffix", "top"), with the reason if a
@@ -95,121 +96,6 @@ class Losses:
         )
 
 
-@dataclass
-class Meter:
-    """Sums of losses over batches, one row per point.
-
-    Attributes:
-        per_sample: The loss.
-        points: How many rows.
-        clip: A point is closed once its mean is certain to be above.
-        samples: Over how many the mean is, in the end; read with `clip` alone.
-    """
-
-    per_sample: PerSample
-    points: int
-    clip: float | None = None
-    samples: int = 0
-    _sums: Float64[np.ndarray, "points 6"] = field(init=False)
-    _classes: bool = field(init=False, default=True)
-
-    def __post_init__(self) -> None:
-        # Columns: sum of losses s, of weights w, of s*s, s*w, w*w, and of correct predictions.
-        self._sums = np.zeros((self.points, 6))
-
-    def add(self, point: int, outputs: Any, targets: Any) -> None:
-        """Add one batch of outputs to the sums of `point`."""
-        losses, weights = split_weights(self.per_sample(outputs, targets), targets)
-        s = losses.double()
-        if self.clip is not None:
-            _check_bounded_below(s, weights)
-        row = self._sums[point]
-        row[0] += s.sum().item()
-        row[2] += s.dot(s).item()
-        if weights is None:
-            row[1] += len(s)
-            row[3] += s.sum().item()
-            row[4] += len(s)
-        else:
-            w = weights.double()
-            row[1] += w.sum().item()
-            row[3] += s.dot(w).item()
-            row[4] += w.dot(w).item()
-        correct = count_correct(outputs, targets)
-        if correct is None:
-            self._classes = False
-        else:
-            row[5] += correct
-
-    def add_stack(self, points: Sequence[int], outputs: Tensor, targets: Any) -> None:
-        """Add one batch of outputs at several points, `[points, N, ...]`.
-
-        Cross entropy of classes is computed for all at once in the quicker way; it differs from
-        that of `add` by rounding.
-        """
-        if not (self.per_sample is _cross_entropy and _is_classes(outputs[0], targets)):
-            for point, each in zip(points, outputs, strict=True):
-                self.add(point, each, targets)
-            return
-        s = _cross_entropies(outputs, targets).double()
-        count = float(s.shape[1])
-        sums = s.sum(1).numpy(force=True)
-        rows = np.asarray(points)
-        self._sums[rows, 0] += sums
-        self._sums[rows, 1] += count
-        self._sums[rows, 2] += s.square().sum(1).numpy(force=True)
-        self._sums[rows, 3] += sums
-        self._sums[rows, 4] += count
-        self._sums[rows, 5] += (outputs.argmax(2) == targets).sum(1).numpy(force=True)
-
-    def join(self, part: "Meter", first: int = 0) -> None:
-        """Add the sums of a part whose points are those from `first` on."""
-        self._sums[first : first + part.points] += part._sums
-        self._classes = self._classes and part._classes
-
-    def part(self, points: int | None = None) -> "Meter":
-        """An empty meter for so many points (or as many), to be joined later."""
-        count = self.points if points is None else points
-        return Meter(self.per_sample, count, self.clip, self.samples)
-
-    def open(self, point: int) -> bool:
-        """Whether more of `point` need be known.
-
-        Losses are never negative: once the sum so far, over all samples, is above the clip, so is
-        the mean. Neither order nor timing matters: a sum that is above stays above.
-        """
-        return self.clip is None or not self.clip * self.samples < self._sums[point, 0] < np.inf
-
-    def losses(self, samples: int, *, path: str, batchnorm: str) -> Losses:
-        """The means over everything added."""
-        s, w, ss, sw, ww, correct = self._sums.T
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            loss = s / w
-            finite = np.isfinite(loss)
-            loss = np.where(finite, loss, np.nan)
-            # Variance of a ratio of means (here mostly w = 1, where it is the plain variance).
-            spread = np.maximum(ss - 2 * loss * sw + loss**2 * ww, 0.0)
-            error = np.sqrt(spread * samples / max(samples - 1, 1)) / w
-        accuracy = correct / samples
-        clipped = None
-        if self.clip is not None:
-            clipped = np.array([not self.open(point) for point in range(self.points)], dtype=bool)
-            loss = np.where(clipped, self.clip, loss)
-            accuracy, error = (np.where(clipped, np.nan, values) for values in (accuracy, error))
-        metrics = {"accuracy": accuracy} if self._classes else {}
-        return Losses(
-            loss=loss,
-            metrics=metrics,
-            finite=finite,
-            standard_error=error if samples > 1 else None,
-            path=path,
-            batchnorm=batchnorm,
-            samples=samples,
-            clip=self.clip,
-            clipped=clipped,
-        )
-
-
 def per_sample_loss(loss: str | PerSample) -> PerSample:
     """The function behind a loss's name; a callable is taken as it is.
 
@@ -239,35 +125,29 @@ def split_weights(result: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
     return losses, weights
 
 
-def _check_bounded_below(losses: Tensor, weights: Tensor | None) -> None:
-    """Raise `ValueError` unless a sum of some losses is a lower bound of the sum of all."""
-    if weights is not None:
-        raise ValueError(
-            "expected one loss per sample with clip, got weighted sums, whose mean is not known"
-            " before the end; leave clip out"
-        )
-    if len(losses) and float(losses.min()) < 0:
-        raise ValueError(
-            f"expected losses that are never negative with clip, got {float(losses.min()):.3g};"
-            " leave clip out"
-        )
-
-
-def count_correct(outputs: Any, targets: Any) -> int | None:
-    """How many samples have their largest output at the target class; `None` if not classes."""
-    if not _is_classes(outputs, targets):
+def correct_predictions(outputs: Any, targets: Any) -> Bool[Tensor, " samples"] | None:
+    """Which samples have their largest output at the target class; `None` if not classes."""
+    outputs = main_output(outputs)
+    if not is_classes(outputs, targets):
         return None
-    return int((outputs.argmax(1) == targets).sum())
+    correct: Tensor = outputs.argmax(1) == targets
+    return correct
 
 
-def _is_classes(outputs: Any, targets: Any) -> bool:
+def main_output(outputs: Any) -> Any:
+    """The logits of outputs that hold them by name, as those of many libraries do."""
+    return outputs["logits"] if isinstance(outputs, dict) and "logits" in outputs else outputs
+
+
+def is_classes(outputs: Any, targets: Any) -> bool:
     """Whether there is one class per sample, and one output per class."""
     if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
         return False
     return outputs.ndim == 2 and targets.ndim == 1 and targets.dtype == torch.int64
 
 
-def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    outputs = main_output(outputs)
     losses = F.cross_entropy(outputs, targets, reduction="none")
     if losses.ndim == 1:
         return losses
@@ -275,7 +155,12 @@ def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor | tuple[Tensor, T
     return losses.flatten(1).sum(1), (targets != -100).flatten(1).sum(1).to(losses.dtype)
 
 
-def _cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
+def takes_stacks(per_sample: PerSample) -> bool:
+    """Whether `stacked_cross_entropies` computes this loss."""
+    return per_sample is _cross_entropy
+
+
+def stacked_cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
     """Cross entropies `[points, N]` of outputs `[points, N, classes]`.
 
     With the classes outermost, torch (2.13, on a CPU) finds the logarithms of a few probabilities
@@ -288,17 +173,46 @@ def _cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
     return -logarithms.gather(0, targets.expand(1, points, samples))[0]
 
 
-def _mse(outputs: Tensor, targets: Tensor) -> Tensor:
+def _mse(outputs: Any, targets: Tensor) -> Tensor:
+    outputs = main_output(outputs)
     if outputs.shape != targets.shape:
         raise ValueError(
             f"expected outputs and targets of one shape, got {tuple(outputs.shape)} and"
             f" {tuple(targets.shape)}; reshape one, broadcasting would compare all with all"
         )
-    return (
-        (outputs - targets).square().flatten(1).mean(1)
-        if outputs.ndim > 1
-        else (outputs - targets).square()
+    errors: Tensor = (outputs - targets).square()
+    return errors.flatten(1).mean(1) if errors.ndim > 1 else errors
+
+
+def _next_token(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over the tokens of a sample, each predicted from those before it, and their number."""
+    logits = main_output(outputs)
+    if logits.ndim != 3 or logits.shape[:2] != targets.shape:
+        raise ValueError(
+            f"expected logits [N, length, tokens] and targets [N, length] for 'next_token', got"
+            f" {tuple(logits.shape)} and {tuple(targets.shape)}; check what the network returns"
+        )
+    following = targets[:, 1:]
+    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), following, reduction="none")
+    return losses.sum(1), (following != -100).sum(1).to(losses.dtype)
+
+
+def _binary_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    logits = main_output(outputs)
+    if logits.shape != targets.shape:
+        raise ValueError(
+            f"expected one target for each logit, got shapes {tuple(logits.shape)} and"
+            f" {tuple(targets.shape)}; give targets of 0 and 1 for every label"
+        )
+    losses: Tensor = F.binary_cross_entropy_with_logits(
+        logits, targets.to(logits), reduction="none"
     )
+    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 
-_NAMED: dict[str, PerSample] = {"cross_entropy": _cross_entropy, "mse": _mse}
+_NAMED: dict[str, PerSample] = {
+    "binary_cross_entropy": _binary_cross_entropy,
+    "cross_entropy": _cross_entropy,
+    "mse": _mse,
+    "next_token": _next_token,
+}

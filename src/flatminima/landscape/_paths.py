@@ -18,7 +18,7 @@ from flatminima.landscape import _batchnorm, _layers
 from flatminima.landscape._affine import Features, Kept, evaluate_leading, evaluate_top
 from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._batches import Batch, Batches
-from flatminima.landscape._losses import Meter, PerSample
+from flatminima.landscape._meter import Measures, Meter
 from flatminima.landscape._proof import AGREEMENT, disagreement
 from flatminima.landscape._reference import evaluate
 from flatminima.landscape._states import States
@@ -31,8 +31,6 @@ from flatminima.types import Buffers, Coordinates, Parameters
 _FEATURES = 2 * 2**30
 # A layer with fewer products for each of its outputs is computed anew, if these outgrow the cache.
 _FEW_PRODUCTS, _CACHE = 64, 2**22
-# Examples on which a path is compared with the reference.
-_PROBE = 64
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Problem:
         buffers: The origin's, likewise.
         policy: What happens to BatchNorm's statistics.
         batches: The data.
-        per_sample: The loss.
+        measures: The loss, and what is measured beside it.
         exact: The arithmetic that paths are compared in.
         threads: Whether batches or points may be evaluated side by side.
     """
@@ -55,7 +53,7 @@ class Problem:
     buffers: Buffers
     policy: str
     batches: Batches
-    per_sample: PerSample
+    measures: Measures
     exact: Arithmetic
     threads: bool
 
@@ -268,7 +266,7 @@ def choose_path(given: Problem) -> Path:
     reference = Reference(given)
     if given.policy not in ("none", "keep"):
         return reference
-    probe = given.batches.first(min(given.batches.size, _PROBE))
+    probe = given.batches.first(given.batches.probe)
     for find in (_top, _suffix, _affine):
         for path in find(given, probe):
             if isinstance(path, str):
@@ -295,7 +293,7 @@ def _top(given: Problem, probe: Batch) -> Iterator[Path | str]:
     if not _layers.ends_with(network, name, probe[0]):
         return
     one = _layers.inputs_of(network, name, probe[0])
-    if one.nbytes / len(probe[1]) * len(given.batches.dataset) > _FEATURES:
+    if one.nbytes / given.batches.probe * len(given.batches.dataset) > _FEATURES:
         yield " (the inputs of the top layer are too large to keep)"
     else:
         yield Top(given, name)
@@ -322,7 +320,7 @@ def _cheap(given: Problem, name: str, probe: Batch) -> bool:
     """
     weight = next(given.network.get_submodule(name).parameters(recurse=False))
     output = _layers.trace(given.network, probe[0]).last[name]
-    batch = output.nbytes / len(probe[1]) * given.batches.size
+    batch = output.nbytes / given.batches.probe * given.batches.size
     return weight[0].numel() < _FEW_PRODUCTS and batch > _CACHE
 
 
@@ -330,8 +328,10 @@ def _gap(given: Problem, path: Path, probe: Batch) -> float | None:
     """By how much a path differs from the reference on a batch at two points, if it does."""
     here = given.subspace
     scale = 0.1 * norm({name: here.origin.parameters[name] for name in here.moved})
-    if len(here.anchors):
+    if len(here.anchors) > 1:
         scale = float(np.abs(here.anchor_coordinates).max())
+    elif here.dimensions:  # directions scaled like the weights are longer than 1
+        scale /= norm(here.direction(0)) or 1.0
     points = np.zeros((2, here.dimensions))
     draws = np.random.default_rng(derive_seed(0, "probe"))
     points[:, :2] = scale * draws.normal(size=points[:, :2].shape)
@@ -343,7 +343,9 @@ def _gap(given: Problem, path: Path, probe: Batch) -> float | None:
     # Losses of samples are compared in the order in which they come.
     reference = Reference(replace(given, threads=False))
     try:
-        gap = disagreement(given.per_sample, len(points), on_probe(path), on_probe(reference))
+        gap = disagreement(
+            given.measures.per_sample, len(points), on_probe(path), on_probe(reference)
+        )
     except Exception:
         if not isinstance(path, Suffix):
             raise

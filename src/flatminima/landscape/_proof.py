@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatminima.landscape._losses import Meter, PerSample, split_weights
+from flatminima.landscape._losses import PerSample, split_weights
+from flatminima.landscape._meter import Measures, Meter
 
 # Largest difference per sample, relative to 1 + loss, that counts as rounding. Sums of some hundred
 # products differ by about 1e-6 in float32 when their order does; a wrong assumption differs by 1.
@@ -39,5 +40,5 @@ def _recorded(per_sample: PerSample, points: int, evaluation: Callable[[Meter], 
         losses.append(split_weights(result, targets)[0].double())
         return result
 
-    evaluation(Meter(record, points))
+    evaluation(Meter(Measures(record), points))
     return torch.cat(losses)

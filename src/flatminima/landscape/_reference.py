@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from flatminima.landscape._arithmetic import Arithmetic
-from flatminima.landscape._losses import Meter
+from flatminima.landscape._meter import Meter
 from flatminima.landscape._world import arguments
 from flatminima.types import Buffers, Parameters
 

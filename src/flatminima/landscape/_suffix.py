@@ -19,7 +19,7 @@ from flatminima.landscape._affine import Given, replaced
 from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._batches import Batch
 from flatminima.landscape._layers import Captured
-from flatminima.landscape._losses import Meter
+from flatminima.landscape._meter import Meter
 from flatminima.landscape._states import MEMORY, States
 from flatminima.landscape._threads import in_threads
 from flatminima.landscape._world import arguments

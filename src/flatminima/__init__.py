@@ -8,7 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flatminima.data import Dataset, load_dataset, randomize_labels
+    from flatminima.checkpoints import load_state
+    from flatminima.connectivity import loss_line
+    from flatminima.data import Dataset, as_dataset, load_dataset, randomize_labels
+    from flatminima.exchange import load_surface, save_surface
     from flatminima.flatness import flatness_radius
     from flatminima.landscape import Landscape, Losses, loss_surface
     from flatminima.minimum import Minimum
@@ -28,28 +31,38 @@ _HOME = {
     "Recipe": "flatminima.training",
     "Store": "flatminima.store",
     "Subspace": "flatminima.subspace",
+    "as_dataset": "flatminima.data",
     "build_model": "flatminima.models",
     "flatness_radius": "flatminima.flatness",
     "load_dataset": "flatminima.data",
+    "load_state": "flatminima.checkpoints",
+    "load_surface": "flatminima.exchange",
+    "loss_line": "flatminima.connectivity",
     "loss_surface": "flatminima.landscape",
     "randomize_labels": "flatminima.data",
     "run_study": "flatminima.study",
+    "save_surface": "flatminima.exchange",
     "train": "flatminima.training",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of a newcomer's first program
     "load_dataset",
     "randomize_labels",
+    "as_dataset",
     "Dataset",
     "build_model",
     "Recipe",
     "train",
     "Minimum",
+    "load_state",
     "Subspace",
     "Landscape",
     "Losses",
     "loss_surface",
+    "loss_line",
     "flatness_radius",
+    "save_surface",
+    "load_surface",
     "Store",
     "run_study",
 ]

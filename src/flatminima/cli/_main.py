@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from flatminima import __version__
-from flatminima.cli import _report, _run
+from flatminima.cli import _own, _report, _run
 from flatminima.cli._text import size
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    arguments = _own.several(arguments)
     try:
         code = app(args=arguments, prog_name="flatminima", standalone_mode=False)
         if code == _INTERRUPTED:
@@ -189,6 +190,233 @@ def publish(
 ) -> None:
     """Copy a finished study's results and report into a small store of their own."""
     _run.publish(study, folder, out=out, weights=weights)
+
+
+Model = Annotated[
+    str, typer.Option(metavar="MODULE:NAME", help="Makes the network: net:build or net.py:build.")
+]
+Weights = Annotated[
+    list[str], typer.Option(metavar="FILE...", help="Checkpoints: files or folders.")
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="MODULE:NAME", help="Returns data, or is data; or a built-in name, such as mnist."
+    ),
+]
+Loss = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="cross_entropy, mse, binary_cross_entropy, next_token, model, or MODULE:NAME.",
+    ),
+]
+Weight = Annotated[
+    str | None,
+    typer.Option(metavar="MODULE:NAME", help="What the loss 'model' is the mean over, of a batch."),
+]
+Prefix = Annotated[str | None, typer.Option(help="Taken off the names in the checkpoints.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many samples.")]
+BatchNorm = Annotated[str, typer.Option(help="auto, recompute, keep, interpolate or batch.")]
+Precision = Annotated[str, typer.Option(help="exact or fast.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples per forward pass.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads; by default all cores.")]
+Name = Annotated[str | None, typer.Option(help="What to call it in the store and on the page.")]
+Parameters = Annotated[str, typer.Option(help="What moves: all, top, or a glob of names.")]
+
+
+def _open(options: dict[str, Any]) -> Any:
+    """The networks that the options shared by all commands on own networks name."""
+    import torch
+
+    from flatminima.own import open_networks
+
+    threads = options.pop("threads")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return open_networks(**options)
+
+
+@app.command()
+def surface(
+    model: Model,
+    weights: Weights,
+    data: Data,
+    loss: Loss = "cross_entropy",
+    weight: Weight = None,
+    prefix: Prefix = None,
+    limit: Limit = None,
+    batchnorm: BatchNorm = "auto",
+    precision: Precision = "exact",
+    batch_size: BatchSize = None,
+    device: Device = None,
+    threads: Threads = None,
+    out: Out = Path("runs"),
+    name: Name = None,
+    resolution: Annotated[int, typer.Option(min=2, help="Points along each axis.")] = 25,
+    extent: Annotated[str | None, typer.Option(help="From,to along both axes.")] = None,
+    coordinates: Annotated[str, typer.Option(help="isometric or barycentric.")] = "isometric",
+    clip: Annotated[float | None, typer.Option(help="Stop points certain to be above.")] = None,
+    seed: Annotated[int, typer.Option(help="Of a random plane around one network.")] = 0,
+    scaling: Annotated[str, typer.Option(help="Of its directions: filter, layer or unit.")] = (
+        "filter"
+    ),
+    parameters: Parameters = "all",
+) -> None:
+    """Draw the loss on the plane through three of your networks, or around one."""
+    from flatminima.own import plan_surface
+
+    own = _open(
+        {
+            "model": model, "weights": weights, "data": data, "loss": loss, "weight": weight,
+            "prefix": prefix, "limit": limit, "batchnorm": batchnorm, "precision": precision,
+            "batch_size": batch_size, "device": device, "threads": threads,
+        }
+    )  # fmt: skip
+    made = plan_surface(
+        own,
+        resolution=resolution,
+        extent=_own.parse_extent(extent),
+        coordinates=coordinates,
+        clip=clip,
+        seed=seed,
+        scaling=scaling,
+        parameters=parameters,
+    )
+    key, title = _own.title_of(own, name)
+    _own.measure(own, made, out=out, name=key, title=title)
+
+
+@app.command()
+def line(
+    model: Model,
+    weights: Weights,
+    data: Data,
+    loss: Loss = "cross_entropy",
+    weight: Weight = None,
+    prefix: Prefix = None,
+    limit: Limit = None,
+    batchnorm: BatchNorm = "auto",
+    precision: Precision = "exact",
+    batch_size: BatchSize = None,
+    device: Device = None,
+    threads: Threads = None,
+    out: Out = Path("runs"),
+    name: Name = None,
+    resolution: Annotated[int, typer.Option(min=3, help="Points on the line.")] = 25,
+) -> None:
+    """Follow the loss between two of your networks, and measure the barrier."""
+    from flatminima.own import plan_line
+
+    own = _open(
+        {
+            "model": model, "weights": weights, "data": data, "loss": loss, "weight": weight,
+            "prefix": prefix, "limit": limit, "batchnorm": batchnorm, "precision": precision,
+            "batch_size": batch_size, "device": device, "threads": threads,
+        }
+    )  # fmt: skip
+    key, title = _own.title_of(own, name)
+    _own.measure(own, plan_line(own, resolution=resolution), out=out, name=key, title=title)
+
+
+@app.command()
+def radius(
+    model: Model,
+    weights: Weights,
+    data: Data,
+    loss: Loss = "cross_entropy",
+    weight: Weight = None,
+    prefix: Prefix = None,
+    limit: Limit = None,
+    batchnorm: BatchNorm = "auto",
+    precision: Precision = "exact",
+    batch_size: BatchSize = None,
+    device: Device = None,
+    threads: Threads = None,
+    out: Out = Path("runs"),
+    name: Name = None,
+    directions: Annotated[int, typer.Option(min=1, help="Random directions, both ways.")] = 10,
+    threshold: Annotated[float, typer.Option(help="The rise of the loss.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of the directions.")] = 0,
+    parameters: Parameters = "all",
+    tolerance: Annotated[float, typer.Option(help="Relative, of a radius.")] = 1e-3,
+    max_radius: Annotated[float | None, typer.Option(help="Where a walk is given up.")] = None,
+) -> None:
+    """Measure how far your networks can be moved until the loss has risen."""
+    from flatminima.own import plan_radii
+
+    own = _open(
+        {
+            "model": model, "weights": weights, "data": data, "loss": loss, "weight": weight,
+            "prefix": prefix, "limit": limit, "batchnorm": batchnorm, "precision": precision,
+            "batch_size": batch_size, "device": device, "threads": threads,
+        }
+    )  # fmt: skip
+    made = plan_radii(
+        own,
+        directions=directions,
+        threshold=threshold,
+        seed=seed,
+        parameters=parameters,
+        tolerance=tolerance,
+        max_radius=max_radius,
+    )
+    key, title = _own.title_of(own, name)
+    _own.measure(own, made, out=out, name=key, title=title)
+
+
+@app.command()
+def check(
+    model: Model,
+    weights: Weights,
+    data: Data,
+    loss: Loss = "cross_entropy",
+    weight: Weight = None,
+    prefix: Prefix = None,
+    limit: Limit = None,
+    batchnorm: BatchNorm = "auto",
+    precision: Precision = "exact",
+    batch_size: BatchSize = None,
+    device: Device = None,
+    threads: Threads = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also note it in this store, and on its page.")
+    ] = None,
+    name: Name = None,
+    threshold: Annotated[float, typer.Option(help="Of the radii you mean to measure.")] = 0.05,
+    resolution: Annotated[int, typer.Option(min=2, help="Of the grid whose cost you ask.")] = 25,
+) -> None:
+    """Is it right? Check your networks, data and loss, and say what a grid would cost."""
+    own = _open(
+        {
+            "model": model, "weights": weights, "data": data, "loss": loss, "weight": weight,
+            "prefix": prefix, "limit": limit, "batchnorm": batchnorm, "precision": precision,
+            "batch_size": batch_size, "device": device, "threads": threads,
+        }
+    )  # fmt: skip
+    key, title = _own.title_of(own, name)
+    good = _own.check(
+        own, threshold=threshold, resolution=resolution, out=out, name=key, title=title
+    )
+    if not good:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    source: Annotated[
+        Path, typer.Argument(metavar="SURFACE", help="A surface's file or folder, or a store.")
+    ],
+    to: Annotated[
+        Path, typer.Argument(metavar="FILE", help="By suffix: csv nc zarr vts vtu stl glb.")
+    ],
+    clip: Annotated[
+        float | None, typer.Option(help="Height of the relief, for stl and glb.")
+    ] = None,
+) -> None:
+    """Write a surface for other programs; reads theirs too (.h5, plane.npz)."""
+    _own.export(source, to, clip=clip)
 
 
 class _ListsByDefault(TyperGroup):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from flatminima.cli._own import is_networks, write_page
 from flatminima.cli._run import write_own_report
 from flatminima.store import Store, StoreError
 from flatminima.study.config import load_study
@@ -15,6 +16,16 @@ def report(studies: Sequence[str], *, out: Path, to: Path | None) -> None:
     """`flatminima report`."""
     sources = find_studies(studies, out)
     (store, name), *beside = sources
+    own = [name for store, name in sources if is_networks(store, name)]
+    if own:
+        if beside or to is not None:
+            raise ValueError(
+                f"expected {own[0]!r}, which are measurements of own networks, alone and without"
+                " --to, got more; report it by itself"
+            )
+        with store.lock():
+            print(write_page(store, name))
+        return
     if to is not None:
         # Nothing is written in the stores, so a published one may be read where it lies.
         print(_write(sources, to))

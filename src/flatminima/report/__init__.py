@@ -7,14 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flatminima.report.networks import write_networks_report
     from flatminima.report.write import write_report
 
-__all__ = ["write_report"]
+_HOME = {
+    "write_networks_report": "flatminima.report.networks",
+    "write_report": "flatminima.report.write",
+}
+
+__all__ = ["write_networks_report", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "write_report":
-        return import_module("flatminima.report.write").write_report
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'flatminima.report' has no attribute {name!r}")
 
 

@@ -20,7 +20,7 @@ from flatminima.report.page_tables import no_radii, table_section
 from flatminima.report.provenance import facts, provenance_section, settings_section
 from flatminima.report.radii import measured_columns, measured_parameters, radii_panel
 from flatminima.report.setting import setting_note
-from flatminima.report.surfaces import CAMERA, contour_panel, surface_title
+from flatminima.report.surfaces import CAMERA, Title, contour_panel, surface_title
 from flatminima.report.tables import COLUMN_TITLES, PARAMETER_TITLES
 from flatminima.report.training_curves import QUANTITIES, training_panel
 
@@ -49,12 +49,17 @@ def build_page(studies: Sequence[StudyContents]) -> str:
     if len(studies) > 1:
         body = f"{page_overview.overview(studies)}\n{body}"
     data = {"rows": views, "colours": style.plotly_colours()}
+    return fill_page(" · ".join(study.title for study in studies), _navigation(studies), body, data)
+
+
+def fill_page(title: str, navigation: str, body: str, data: Mapping[str, Any]) -> str:
+    """The page around its content; `data` is what its script draws."""
     return Template(_part("page.html")).substitute(
-        title=escape(" · ".join(study.title for study in studies)),
+        title=escape(title),
         style=_part("page.css"),
-        navigation=_navigation(studies),
+        navigation=navigation,
         body=body,
-        plotly=_plotly() if views else "",
+        plotly=_plotly() if data["rows"] else "",
         data=_embedded_json(data),
         script=_part("page.js"),
     )
@@ -162,7 +167,22 @@ def _surfaces(study: StudyContents, views: list[dict[str, Any]]) -> str:
 
 
 def _surface_row(study: StudyContents, row: list[Surface], views: list[dict[str, Any]]) -> str:
-    """Reliefs side by side, what is drawn of them in `views`."""
+    """Reliefs of a study side by side, with their caption."""
+    text = (
+        f"{captions.surfaces_caption(study, row)} Drag to turn both surfaces; point at one to "
+        "read it."
+    )
+    return surface_row(study, row, views, surface_title, text)
+
+
+def surface_row(
+    study: StudyContents,
+    row: list[Surface],
+    views: list[dict[str, Any]],
+    title: Title,
+    text: str,
+) -> str:
+    """Reliefs side by side over a caption, what is drawn of them in `views`."""
     made = [surface for surface in row if surface.data is not None]
     if not made:
         return f'<div class="pair">{"".join(missing(surface) for surface in row)}</div>'
@@ -173,9 +193,9 @@ def _surface_row(study: StudyContents, row: list[Surface], views: list[dict[str,
         missing(surface)
         if surface.data is None
         else f'<figure class="card" style="margin:0"><h3>{swatch(study, surface.group)}'
-        f"{escape(surface_title(study, surface))}</h3>"
+        f"{escape(title(study, surface))}</h3>"
         f'<div class="scene" id="scene-{number}-{places[id(surface)]}" role="img" '
-        f'aria-label="Loss surface, {escape(surface_title(study, surface))}"></div></figure>'
+        f'aria-label="Loss surface, {escape(title(study, surface))}"></div></figure>'
         for surface in row
     ]
     tools = (
@@ -189,10 +209,6 @@ def _surface_row(study: StudyContents, row: list[Surface], views: list[dict[str,
     scale = (
         '<div class="scale"><div class="ramp"></div><div class="ticks"></div>'
         '<div class="name"></div></div>'
-    )
-    text = (
-        f"{captions.surfaces_caption(study, row)} Drag to turn both surfaces; point at one to "
-        "read it."
     )
     return (
         f'<div id="view-{number}">{tools}<div class="pair">{"".join(cards)}</div>{scale}</div>'

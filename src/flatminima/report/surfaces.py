@@ -38,6 +38,9 @@ _LABEL: dict[str, Any] = {
     "alpha": 0.86,
 }
 
+_USUAL = (1.0, 12.0)
+"""Heights of drawings of cross-entropies, for which `LEVELS` are made."""
+
 Row = tuple[StudyContents, list[Surface]]
 Title = Callable[[StudyContents, Surface], str]
 
@@ -168,6 +171,14 @@ def _window(surface: Surface, row: list[Surface]) -> tuple[tuple[float, float], 
     return tuple(limits)
 
 
+def levels_below(clip: float) -> list[float]:
+    """Losses at which a map drawn up to `clip` has a line."""
+    if _USUAL[0] <= clip <= _USUAL[1]:
+        return [level for level in LEVELS if level < clip]
+    shares = (0.03, 0.1, 0.3, 0.6, 0.85)
+    return [float(f"{share * clip:.1g}") for share in shares]
+
+
 def contour_norm(clip: float) -> Normalize:
     """Colours by the square root of the loss, so that the basins do not drown in one shade."""
     return PowerNorm(0.5, 0.0, clip)
@@ -215,7 +226,10 @@ def _draw_relief(axes: Axes3D, data: xr.Dataset, clip: float, norm: Normalize) -
         axis.labelpad = 2
     axes.zaxis.labelpad = -4
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_zticks([tick for tick in range(int(clip) + 1) if clip < 8 or tick % 5 == 0])
+    if _USUAL[0] <= clip <= _USUAL[1]:
+        axes.set_zticks([tick for tick in range(int(clip) + 1) if clip < 8 or tick % 5 == 0])
+    else:
+        axes.set_zticks(MaxNLocator(4).tick_values(0.0, clip))
 
 
 def _faces(
@@ -260,7 +274,7 @@ def _colour_bar(figure: Figure, axes: Axes, norm: Normalize, clip: float, **wher
 
 
 def _label_bar(bar: Any, clip: float) -> None:
-    bar.set_ticks([level for level in (0, 0.1, 0.5, 1, 2, 3, 5, 10) if level <= clip])
+    bar.set_ticks([0.0, *levels_below(clip * (1 + 1e-9))])
     bar.ax.minorticks_off()
     bar.ax.set_axisbelow(False)
     bar.set_label(f"loss (drawn up to {clip:g})")
@@ -302,9 +316,10 @@ def draw_contours(
     )
     axes.add_patch(border)
     mesh.set_clip_path(border)
-    levels = [level for level in LEVELS if level < clip]
+    levels = levels_below(clip)
     loss = np.ma.masked_invalid(relief.loss)
-    shade = ["#ffffff" if level < 0.9 else style.ON_PLOT for level in levels]
+    dark = 0.9 if _USUAL[0] <= clip <= _USUAL[1] else 0.25 * clip
+    shade = ["#ffffff" if level < dark else style.ON_PLOT for level in levels]
     lines = axes.contour(relief.u, relief.v, loss, levels, colors=shade, linewidths=0.6, alpha=0.75)
     axes.clabel(lines, fmt=lambda level: f"{level:g}", fontsize=6.5, inline_spacing=3)
     axes.add_collection(
@@ -329,6 +344,8 @@ def draw_contours(
 def _draw_triangle(axes: Axes, data: xr.Dataset) -> None:
     """Mark the minima with their losses and write the distances between them."""
     anchors = _anchors(data)
+    if not anchors:
+        return
     gaps = data["anchor_distance"].values
     for a, b in combinations(range(len(anchors)), 2):
         (ua, va, _), (ub, vb, _) = anchors[a], anchors[b]
@@ -340,9 +357,10 @@ def _draw_triangle(axes: Axes, data: xr.Dataset) -> None:
     centre = np.mean([(u, v) for u, v, _ in anchors], axis=0)
     for i, (u, v, loss) in enumerate(anchors):
         axes.plot(u, v, "o", ms=6.5, mfc=style.MARKER, mec="white", mew=1.1, zorder=5)
-        away = np.array([u, v]) - centre
+        away = np.array([u, v]) - centre if len(anchors) > 1 else np.array([0.0, 1.0])
         away = away / (np.linalg.norm(away) or 1.0)
         axes.annotate(
-            _anchor_label(i, loss), (u, v), away * 19, textcoords="offset points",
+            _anchor_label(i, loss), (u, v), (float(away[0]) * 19, float(away[1]) * 19),
+            textcoords="offset points",
             ha="center", va="center", size=7.5, color=style.ON_PLOT, bbox=_LABEL, zorder=6,
         )  # fmt: skip

@@ -71,7 +71,7 @@ def write_report(
     with style.figure_style():
         for name, figure, caption in _figures(contents):
             drawn.add(name)
-            _save(figure, caption, out / f"figure-{name}")
+            save_figure(figure, caption, out / f"figure-{name}")
     for name in set(FIGURES) - drawn:
         for suffix in (".png", ".svg"):
             (out / f"figure-{name}{suffix}").unlink(missing_ok=True)
@@ -161,7 +161,7 @@ def _joined(texts: Sequence[tuple[StudyContents, str]]) -> str:
     return "\n".join(f"{study.heading}: {text}" if several else text for study, text in texts)
 
 
-def _save(figure: Figure, caption: str, path: Path) -> None:
+def save_figure(figure: Figure, caption: str, path: Path) -> None:
     """Save as PNG and SVG with the caption below."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")

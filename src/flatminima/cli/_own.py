@@ -1,0 +1,236 @@
+"""What the commands on a user's own networks do."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flatminima.cli._text import duration
+from flatminima.store import Store
+from flatminima.study.job import Job
+
+if TYPE_CHECKING:
+    from flatminima.own import Measurement, OwnNetworks
+
+KIND = "networks"
+"""What the manifest of such measurements says of itself, beside those of studies."""
+
+
+def measure(own: "OwnNetworks", made: "Measurement", *, out: Path, name: str, title: str) -> None:
+    """Measure what is missing, write the report, and say where it is."""
+    store = Store(out, create=True)
+    with store.lock():
+        result = _run(made, store)
+        remember(store, name, title, made=made)
+        page = write_page(store, name)
+    for line in _say(made.kind, result):
+        print(line)
+    print(f"report: {page}")
+
+
+def _run(made: "Measurement", store: Store) -> Any:
+    """The result, with a bar or lines while it is computed."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from flatminima.own.measure import left_to_do, run_measurement
+
+    todo = left_to_do(made, store)
+    if not todo:
+        print(f"{made.kind}: nothing to do, it is in {store.root}")
+        return run_measurement(made, store)
+    console = Console()
+    total = sum(job.units for job in todo)
+    if not (console.is_terminal and not console.is_dumb_terminal):
+        return run_measurement(made, store, listener=_Lines(len(todo), total))
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+        console=console,
+    ) as progress:  # fmt: skip
+        task = progress.add_task(made.kind, total=total)
+
+        def advance(event: str, job: Job, _seconds: float) -> None:
+            if event == "finished":
+                progress.advance(task, job.units)
+
+        return run_measurement(made, store, listener=advance)
+
+
+class _Lines:
+    """A line per finished step, with the time left."""
+
+    def __init__(self, steps: int, units: int) -> None:
+        self._steps, self._units = steps, units
+        self._finished = self._done = 0
+        self._began = time.monotonic()
+
+    def __call__(self, event: str, job: Job, seconds: float) -> None:
+        if event != "finished":
+            return
+        self._finished += 1
+        self._done += job.units
+        passed = time.monotonic() - self._began
+        left = passed * (self._units - self._done) / self._done
+        ahead = f"; about {duration(left)} left" if self._finished < self._steps else ""
+        print(f"[{self._finished}/{self._steps}] {job.label}: {seconds:.1f} s{ahead}", flush=True)
+
+
+def remember(
+    store: Store,
+    name: str,
+    title: str,
+    *,
+    made: "Measurement | None" = None,
+    findings: Sequence[Any] | None = None,
+) -> None:
+    """Note under `name` what was measured last of each kind, or what was found by checks.
+
+    Raises:
+        ValueError: If a study of that name is in the store.
+    """
+    manifest: dict[str, Any] = {"settings": {"kind": KIND, "title": title}, "jobs": []}
+    if name in store.studies():
+        manifest = store.manifest(name)
+        if manifest["settings"].get("kind") != KIND:
+            raise ValueError(
+                f"expected a name that no study in {store.root} has, got {name!r}; choose another"
+                " with --name"
+            )
+        manifest["settings"]["title"] = title or manifest["settings"]["title"]
+    if made is not None:
+        job = made.result
+        about = {"kind": job.kind, "digest": job.digest, "label": job.label}
+        others = [other for other in manifest["jobs"] if other["kind"] != made.kind]
+        manifest["jobs"] = [*others, {**about, "dependencies": list(job.dependencies)}]
+    if findings is not None:
+        manifest["findings"] = [vars(finding) for finding in findings]
+    store.write_manifest(name, manifest)
+
+
+def write_page(store: Store, name: str) -> Path:
+    """The report of everything measured under a name."""
+    from flatminima.report import write_networks_report
+
+    return write_networks_report(store, name, store.report_folder(name))
+
+
+def _say(kind: str, result: Any) -> list[str]:
+    """The result in a few lines."""
+    if kind == "line":
+        barrier, at = result.attrs["barrier"], result.attrs["barrier_position"]
+        ends = result["loss"].values[[0, -1]]
+        return [f"losses {ends[0]:.4g} and {ends[1]:.4g}; barrier {barrier:.4g} at {at:.3g}"]
+    if kind == "radius":
+        return [
+            f"{name}: mean radius {float(one.radius.mean()):.4g}, r/||w||"
+            f" {float(one.radius.mean()) / float(one.norm):.3g}, least"
+            f" {float(one.radius.min()):.4g} of {one.radius.size} rays, loss {float(one.loss):.4g}"
+            for name, one in ((str(n), result.sel(network=n)) for n in result.network.values)
+        ]
+    losses = ", ".join(f"{loss:.4g}" for loss in result["anchor_loss"].values)
+    return [
+        f"losses at the networks {losses}; on the grid {float(result.loss.min()):.4g} to"
+        f" {float(result.loss.max()):.4g}, not finite at {int((result.outcome == 1).sum())} points"
+    ]
+
+
+def check(
+    own: "OwnNetworks",
+    *,
+    threshold: float,
+    resolution: int,
+    out: Path | None,
+    name: str,
+    title: str,
+) -> bool:
+    """Print every finding as it is made; whether nothing failed."""
+    from flatminima.own import check_networks
+
+    findings = []
+    asked = ""
+    for finding in check_networks(own, threshold=threshold, resolution=resolution):
+        findings.append(finding)
+        if finding.question != asked:
+            print(finding.question)
+            asked = finding.question
+        print(f"  {finding.verdict:5} {finding.answer}", flush=True)
+    bad = sum(finding.verdict == "fail" for finding in findings)
+    print(
+        f"{len(findings)} answers, {bad} of them wrong"
+        if bad
+        else f"{len(findings)} answers, none wrong"
+    )
+    if out is not None:
+        store = Store(out, create=True)
+        with store.lock():
+            remember(store, name, title, findings=findings)
+            print(f"report: {write_page(store, name)}")
+    return not bad
+
+
+def is_networks(store: Store, name: str) -> bool:
+    """Whether a name in the store is of such measurements, not of a study."""
+    return name in store.studies() and store.manifest(name)["settings"].get("kind") == KIND
+
+
+def export(source: Path, to: Path, *, clip: float | None) -> None:
+    """Write a surface of a store, or a file, in another format."""
+    from flatminima.exchange import load_surface, save_surface
+
+    surface = load_surface(_surface_of(source) if (source / "store.json").exists() else source)
+    save_surface(surface, to, clip=clip)
+    rows, columns = surface["loss"].shape
+    print(f"{to}: {columns} by {rows} points")
+
+
+def _surface_of(root: Path) -> Path:
+    """The only surface of a store."""
+    found = sorted((root / "jobs").glob("surface-*/payload/surface.zarr"))
+    if len(found) != 1:
+        names = ", ".join(str(path.relative_to(root)) for path in found[:4]) or "none"
+        raise ValueError(
+            f"expected one surface in the store {root}, got {len(found)} ({names}); name one of the"
+            " folders"
+        )
+    return found[0]
+
+
+def several(arguments: list[str], options: tuple[str, ...] = ("--weights",)) -> list[str]:
+    """Arguments in which an option may be followed by several values, with the option repeated."""
+    given: list[str] = []
+    current = ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            current = argument if argument in options else ""
+            first = True
+            given.append(argument)
+        elif current:
+            given += [argument] if first else [current, argument]
+            first = False
+        else:
+            given.append(argument)
+    return given
+
+
+def parse_extent(text: str | None) -> tuple[float, float] | None:
+    """Two numbers, such as `-0.4,1.3`."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"expected --extent as two numbers with a comma, such as -0.4,1.3, got {text!r}"
+        ) from None
+    return low, high
+
+
+def title_of(own: "OwnNetworks", name: str | None) -> tuple[str, str]:
+    """Name in the store, and title."""
+    return name or "networks", name or ", ".join(own.names)

@@ -1,0 +1,75 @@
+"""Objects by their names in a user's code: `package.module:factory`, `folder/file.py:factory`."""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def load_object(name: str, what: str) -> Any:
+    """The object called `module:object`, with modules of the current folder in reach.
+
+    Args:
+        name: A module or a file, a colon, and a name in it (dots reach into objects).
+        what: What it is for, such as "--model", for the error.
+
+    Raises:
+        ValueError: If there is no such module, file or name, or it fails when imported.
+    """
+    home, colon, path = name.partition(":")
+    if not (home and colon and path):
+        raise ValueError(
+            f"expected {what} as module:name or file.py:name, got {name!r}; for a function build in"
+            " net.py write net:build"
+        )
+    found: Any = _module(home, what)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            names = [each for each in vars(found) if not each.startswith("_")]
+            close = get_close_matches(part, names, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]!r}?" if close else "; check the name"
+            raise ValueError(f"expected {what} {name!r} to exist, got no {part!r} in {home}{hint}")
+        found = getattr(found, part)
+    return found
+
+
+def source_digest(name: str) -> str:
+    """The sha256 of the file that holds the object, or an empty text for one without a file."""
+    home = name.partition(":")[0]
+    module = sys.modules.get(_module_name(home))
+    file = getattr(module, "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+
+
+def _module_name(home: str) -> str:
+    return Path(home).stem if home.endswith(".py") else home
+
+
+def _module(home: str, what: str) -> ModuleType:
+    """Import a module, or a file as the module of its name."""
+    folder = Path(home).parent.resolve() if home.endswith(".py") else Path.cwd()
+    if home.endswith(".py") and not Path(home).is_file():
+        raise ValueError(f"expected the file {home} for {what}, got none; check the path")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(_module_name(home))
+    except ModuleNotFoundError as error:
+        if error.name and _module_name(home).startswith(error.name):
+            raise ValueError(
+                f"expected the module {home!r} for {what}, got none in {folder} or among the"
+                " installed packages; check its name, or name the file, such as net.py:build"
+            ) from None
+        raise ValueError(
+            f"expected {what} {home!r} to import, got no module {error.name!r}, which it needs;"
+            " install it"
+        ) from None
+    except Exception as error:
+        raise ValueError(
+            f"expected {what} {home!r} to import, got {type(error).__name__} from it ({error});"
+            " run it by itself to see where"
+        ) from error

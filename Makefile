@@ -10,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test lint clean
+.PHONY: help install extras study test lint clean
 
 help:
 	@echo "make study     reproduce the MNIST study in its quick version and say where the report is"
@@ -18,6 +18,7 @@ help:
 	@echo "               STUDY=studies/cifar10-quick.toml for CIFAR-10, about four minutes)"
 	@echo "make install   create .venv with the exact versions of requirements.lock"
 	@echo "make test      run all tests"
+	@echo "make extras    install what further tests and the documentation's site need besides"
 	@echo "make lint      check style, types and the directions of imports"
 	@echo "make clean     remove .venv and caches; runs/ and results/ stay"
 	@echo
@@ -40,6 +41,15 @@ install: .venv/installed
 	else echo "Creating .venv with $$($$python --version)"; $$python -m venv .venv; fi
 	$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
 	$(PIP) install --quiet --no-deps --editable .
+	@touch $@
+
+# Libraries that tests and guides use where they are there: Hugging Face's, Lightning, file formats,
+# and the tools of the documentation's site.
+extras: .venv/extras
+
+.venv/extras: requirements-extras.lock .venv/installed
+	$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+	  -c requirements.lock -r requirements-extras.lock
 	@touch $@
 
 study:

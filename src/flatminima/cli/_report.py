@@ -16,15 +16,16 @@ def report(studies: Sequence[str], *, out: Path, to: Path | None) -> None:
     """`flatminima report`."""
     sources = find_studies(studies, out)
     (store, name), *beside = sources
-    own = [name for store, name in sources if is_networks(store, name)]
+    own = [source for source in sources if is_networks(*source)]
+    if own and (len(own) < len(sources) or to is not None):
+        raise ValueError(
+            f"expected {own[0][1]!r}, which holds measurements of own networks, without studies and"
+            " without --to, got more; report it by itself"
+        )
     if own:
-        if beside or to is not None:
-            raise ValueError(
-                f"expected {own[0]!r}, which are measurements of own networks, alone and without"
-                " --to, got more; report it by itself"
-            )
-        with store.lock():
-            print(write_page(store, name))
+        for store, name in own:
+            with store.lock():
+                print(write_page(store, name))
         return
     if to is not None:
         # Nothing is written in the stores, so a published one may be read where it lies.

@@ -8,7 +8,8 @@ import copy
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flatminima.landscape import Landscape
+from flatminima.landscape._batchnorm import batch_statistics
 from flatminima.landscape._layers import is_affine, trace
 from flatminima.landscape._world import arguments, quiet
 from flatminima.minimum import Minimum
@@ -62,28 +64,39 @@ def check_networks(
         own: What to check.
         threshold: The rise of the loss that a radius would be measured at.
         resolution: Of the grid whose cost is estimated.
+
+    Raises:
+        ValueError: For a threshold that is not above 0.
     """
-    yield from _losses(own)
-    yield _deterministic(own)
+    if not (np.isfinite(threshold) and threshold > 0):
+        raise ValueError(f"expected a positive threshold, got {threshold}; 0.05 is usual")
+    # Of broken or random networks the other answers would mean nothing.
+    if (yield from _losses(own)):
+        return
+    yield (same := _deterministic(own))
+    if same.verdict == BAD:
+        return
     yield _batch_size(own)
     yield from _statistics(own)
     yield _noise(own, threshold)
     if len(own.states) > 1:
-        yield _distinct(own)
-    if 1 < len(own.states) <= 3:
-        yield from _plane(own)
+        yield (distinct := _distinct(own))
+        if distinct.verdict != BAD and len(own.states) <= 3:
+            yield from _plane(own)
     yield from _converged(own)
     yield _rescaling(own)
     yield _cost(own, resolution)
 
 
-def _losses(own: OwnNetworks) -> Iterator[Finding]:
-    """Losses of the networks; a network no better than chance is likelier a mistake."""
+def _losses(own: OwnNetworks) -> Generator[Finding, None, bool]:
+    """Losses of the networks, and whether one is broken; one no better than chance is a mistake."""
+    broken = False
     question = "What are the losses?"
     classes = own.landscape.dataset.classes
     for name, state in zip(own.names, own.states, strict=True):
         losses = own.landscape.loss_at(state)
         if not losses.finite[0]:
+            broken = True
             yield Finding(BAD, question, f"{name}: not finite; its weights or the data are broken")
             continue
         answer = f"{name}: {losses.loss[0]:.6g}"
@@ -100,11 +113,19 @@ def _losses(own: OwnNetworks) -> Iterator[Finding]:
                     " trained on, normalised as in training, with the labels in its order?"
                 )
         yield Finding(verdict, question, f"{answer} ({losses.samples:,} samples)")
+    return broken
 
 
 def _deterministic(own: OwnNetworks) -> Finding:
     question = "Is the loss the same over two passes?"
-    first, second = (own.landscape.loss_at(own.states[0]).loss[0] for _ in range(2))
+    device = own.landscape.device
+    losses = []
+    # A pass leaves the random state as it was, so each is given one of its own.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for seed in range(2):
+            torch.manual_seed(seed)
+            losses.append(own.landscape.loss_at(own.states[0]).loss[0])
+    first, second = losses
     if first == second:
         return Finding(GOOD, question, "to the last bit")
     gap = abs(first - second) / (1.0 + abs(first))
@@ -126,6 +147,7 @@ def _again(own: OwnNetworks, network: nn.Module, batch_size: int) -> Landscape:
         batchnorm=own.landscape.batchnorm,
         batch_size=batch_size,
         device=own.landscape.device,
+        weight=own.weight,
     )
 
 
@@ -255,6 +277,7 @@ def _gradient(own: OwnNetworks, state: Minimum) -> tuple[float, int]:
         loss=own.loss,
         batch_size=own.landscape.batch_size,
         device=own.landscape.device,
+        weight=own.weight,
     )
     return part.gradient_norm(state), len(rows)
 
@@ -263,7 +286,10 @@ def _rescaling(own: OwnNetworks) -> Finding:
     """Which neighbouring layers can be rescaled against each other, seen on a few examples."""
     question = "Can layers be rescaled without changing the network?"
     network = copy.deepcopy(own.network).eval().to(own.landscape.device)
-    with torch.no_grad(), quiet(own.landscape.device):
+    # A layer before BatchNorm can be rescaled alone where statistics are those of the data.
+    several = len(own.landscape.dataset) > 1
+    pooled = batch_statistics(network) if several else nullcontext()
+    with torch.no_grad(), quiet(own.landscape.device), pooled:
         for key, value in [*network.named_parameters(), *network.named_buffers()]:
             value.copy_(own.states[0].state_dict().get(key, value))
         inputs = own.landscape._batches.first(_PROBE)[0]
@@ -317,11 +343,10 @@ def _tensor(outputs: object) -> Tensor | None:
 def _cost(own: OwnNetworks, resolution: int) -> Finding:
     """Time of a few points of the grid that would be computed, and memory so far."""
     question = f"What would a grid of {resolution} by {resolution} cost?"
-    plane = (
-        Subspace.through(*own.states)
-        if len(own.states) == 3
-        else Subspace.random(own.states[0], 2, 0)
-    )
+    plane = Subspace.random(own.states[0], 2, 0)
+    if len(own.states) == 3:
+        with suppress(ValueError):  # they are on one line, as was said before
+            plane = Subspace.through(*own.states)
     draws = np.random.default_rng(0).normal(size=(_POINTS, 2))
 
     def timed(points: int) -> float:

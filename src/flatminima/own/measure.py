@@ -96,6 +96,11 @@ def plan_surface(
         ValueError: For another number of networks, and as `surface_grid` does.
     """
     if len(own.states) == 3:
+        if parameters != "all":
+            raise ValueError(
+                f"expected all parameters on the plane through three networks, got {parameters!r};"
+                " name one network for a random plane in which only some move"
+            )
         plane = Subspace.through(*own.states)
         chosen: dict[str, Any] = {"plane": "through"}
     elif len(own.states) == 1:

@@ -30,6 +30,7 @@ class OwnNetworks:
         landscape: Their data and loss.
         network: What the factory made.
         loss: As `Landscape` takes it.
+        weight: Likewise.
         identity: All that decides their losses, as plain values: part of every result's digest.
     """
 
@@ -38,6 +39,7 @@ class OwnNetworks:
     landscape: Landscape
     network: nn.Module
     loss: Any
+    weight: Any
     identity: dict[str, Any]
 
 
@@ -76,6 +78,7 @@ def open_networks(
     """
     if not weights:
         raise ValueError("expected --weights with one or more checkpoints, got none; name a file")
+    _check_device(device)
     network = _network(model)
     states = [
         as_minimum(load_state(path, network=network, prefix=prefix), network) for path in weights
@@ -109,7 +112,20 @@ def open_networks(
             "device": landscape.device.type,
         },
     }
-    return OwnNetworks(_names(weights), tuple(states), landscape, network, own_loss, identity)
+    return OwnNetworks(
+        _names(weights), tuple(states), landscape, network, own_loss, options["weight"], identity
+    )
+
+
+def _check_device(name: str | None) -> None:
+    """Raise `ValueError` for a device that is unknown or not there."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"expected --device as cpu, cuda or mps, got {name!r} ({reason}); leave it out"
+        ) from None
 
 
 def _network(name: str) -> nn.Module:
@@ -143,7 +159,7 @@ def _dataset(name: str, limit: int | None) -> Dataset:
             " for a function load in net.py write net:load"
         )
     found = load_object(name, "--data")
-    if callable(found) and not hasattr(found, "__getitem__"):
+    if isinstance(found, type) or (callable(found) and not hasattr(found, "__getitem__")):
         found = _called(found, name, "--data")
     return as_dataset(found, name=None if isinstance(found, Dataset) else name, limit=limit)
 
@@ -171,7 +187,7 @@ def _called(function: Any, name: str, what: str) -> Any:
     """What a user's function returns; its own error in one line."""
     try:
         return function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"expected {what} {name!r} to work without arguments, got {type(error).__name__} from"
             f" it ({error}); call it by itself to see where"

@@ -29,7 +29,7 @@ def load_object(name: str, what: str) -> Any:
     found: Any = _module(home, what)
     for part in path.split("."):
         if not hasattr(found, part):
-            names = [each for each in vars(found) if not each.startswith("_")]
+            names = [each for each in dir(found) if not each.startswith("_")]
             close = get_close_matches(part, names, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]!r}?" if close else "; check the name"
             raise ValueError(f"expected {what} {name!r} to exist, got no {part!r} in {home}{hint}")
@@ -46,7 +46,14 @@ def source_digest(name: str) -> str:
 
 
 def _module_name(home: str) -> str:
-    return Path(home).stem if home.endswith(".py") else home
+    """A module's name; of a file its stem, unless another file's module has that already."""
+    if not home.endswith(".py"):
+        return home
+    path = Path(home).resolve()
+    held = sys.modules.get(path.stem)
+    if held is None or Path(getattr(held, "__file__", None) or "").resolve() == path:
+        return path.stem
+    return f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
 def _module(home: str, what: str) -> ModuleType:
@@ -57,9 +64,9 @@ def _module(home: str, what: str) -> ModuleType:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
-        return importlib.import_module(_module_name(home))
+        return _imported(home)
     except ModuleNotFoundError as error:
-        if error.name and _module_name(home).startswith(error.name):
+        if error.name and f"{_module_name(home)}.".startswith(f"{error.name}."):
             raise ValueError(
                 f"expected the module {home!r} for {what}, got none in {folder} or among the"
                 " installed packages; check its name, or name the file, such as net.py:build"
@@ -68,8 +75,23 @@ def _module(home: str, what: str) -> ModuleType:
             f"expected {what} {home!r} to import, got no module {error.name!r}, which it needs;"
             " install it"
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"expected {what} {home!r} to import, got {type(error).__name__} from it ({error});"
             " run it by itself to see where"
         ) from error
+
+
+def _imported(home: str) -> ModuleType:
+    """The module, run once; a file is that file, whatever else of its name can be imported."""
+    name = _module_name(home)
+    spec = importlib.util.spec_from_file_location(name, Path(home).resolve())
+    if not home.endswith(".py") or name in sys.modules or spec is None or spec.loader is None:
+        return importlib.import_module(name)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

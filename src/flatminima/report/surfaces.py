@@ -332,13 +332,23 @@ def draw_contours(
         )
     )
     _draw_triangle(axes, data)
-    axes.set(xlabel="u (distance in weight space)", ylabel="v (distance in weight space)")
+    unit = data["u"].attrs.get("long_name", "distance in weight space")
+    axes.set(xlabel=f"u ({unit})", ylabel=f"v ({unit})")
     axes.set(xlim=window[0], ylim=window[1])
     if surface.holes:
         axes.text(
-            0.02, 0.02, f"hatched: loss not finite\n({surface.holes} points)",
+            0.02, 0.02, f"hatched: loss {_absent(data)}\n({surface.holes} points)",
             transform=axes.transAxes, size=7.5, color=style.MUTED,
         )  # fmt: skip
+
+
+def _absent(data: xr.Dataset) -> str:
+    """Why there is no loss at some points: other programs mark what they have not computed yet."""
+    meanings = (
+        str(data["outcome"].attrs.get("flag_meanings", "")).split() if "outcome" in data else []
+    )
+    missing = "missing" in meanings and bool((data["outcome"] == meanings.index("missing")).any())
+    return "not computed or not finite" if missing else "not finite"
 
 
 def _draw_triangle(axes: Axes, data: xr.Dataset) -> None:

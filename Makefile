@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 help:
 	@echo "make study     reproduce the MNIST study in its quick version and say where the report is"
-	@echo "               (STUDY=studies/mnist-paper.toml for the full one, about 70 minutes;"
+	@echo "               (STUDY=studies/mnist-paper.toml for the full one, about an hour;"
 	@echo "               STUDY=studies/cifar10-quick.toml for CIFAR-10, about four minutes)"
 	@echo "make install   create .venv with the exact versions of requirements.lock"
 	@echo "make test      run all tests"
@@ -59,7 +59,7 @@ study:
 	fi
 ifneq (,$(findstring mnist,$(STUDY)))
 	@echo "To fetch, once: MNIST, 11 MB."
-	@echo "On two cores the quick study takes about four minutes, the full one about 70 minutes."
+	@echo "On two cores the quick study takes about four minutes, the full one about an hour."
 endif
 ifneq (,$(findstring cifar10,$(STUDY)))
 	@echo "To fetch, once: CIFAR-10, 170 MB (184 MB once unpacked)."

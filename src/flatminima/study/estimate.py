@@ -19,7 +19,7 @@ _FORWARD_RATE = 0.9e-11
 # Forward passes that a step of training is worth, with its backward pass and the update.
 _STEP = 3
 # Evaluations per ray until a crossing is known to 1e-3; steps per ray of the published protocol.
-_EVALUATIONS = {"crossing": 14, "stepwise": 30, "stepwise_perturb": 30}
+_EVALUATIONS = {"crossing": 8, "stepwise": 30, "stepwise_perturb": 30}
 # Opening inputs, building the network, writing results.
 _OVERHEAD = {
     "train": 0.2,

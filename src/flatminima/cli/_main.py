@@ -411,12 +411,13 @@ def export(
     to: Annotated[
         Path, typer.Argument(metavar="FILE", help="By suffix: csv nc zarr vts vtu stl glb.")
     ],
+    name: Annotated[str | None, typer.Option(help="Of which study or networks in a store.")] = None,
     clip: Annotated[
         float | None, typer.Option(help="Height of the relief, for stl and glb.")
     ] = None,
 ) -> None:
     """Write a surface for other programs; reads theirs too (.h5, plane.npz)."""
-    _own.export(source, to, clip=clip)
+    _own.export(source, to, name=name, clip=clip)
 
 
 class _ListsByDefault(TyperGroup):

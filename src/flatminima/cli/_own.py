@@ -179,24 +179,31 @@ def is_networks(store: Store, name: str) -> bool:
     return name in store.studies() and store.manifest(name)["settings"].get("kind") == KIND
 
 
-def export(source: Path, to: Path, *, clip: float | None) -> None:
+def export(source: Path, to: Path, *, name: str | None, clip: float | None) -> None:
     """Write a surface of a store, or a file, in another format."""
     from flatminima.exchange import load_surface, save_surface
 
-    surface = load_surface(_surface_of(source) if (source / "store.json").exists() else source)
+    stored = (source / "store.json").exists()
+    surface = load_surface(_surface_of(Store(source), name) if stored else source)
     save_surface(surface, to, clip=clip)
     rows, columns = surface["loss"].shape
     print(f"{to}: {columns} by {rows} points")
 
 
-def _surface_of(root: Path) -> Path:
-    """The only surface of a store."""
-    found = sorted((root / "jobs").glob("surface-*/payload/surface.zarr"))
+def _surface_of(store: Store, name: str | None) -> Path:
+    """The surface measured last under a name; without one, the only one there is."""
+    found = [
+        store.folder("surface", job["digest"]) / "payload" / "surface.zarr"
+        for study in store.studies()
+        if name in (None, study)
+        for job in store.manifest(study)["jobs"]
+        if job["kind"] == "surface"
+    ]
     if len(found) != 1:
-        names = ", ".join(str(path.relative_to(root)) for path in found[:4]) or "none"
+        known = ", ".join(str(path) for path in found[:3]) or f"none for {name or 'any name'}"
         raise ValueError(
-            f"expected one surface in the store {root}, got {len(found)} ({names}); name one of the"
-            " folders"
+            f"expected one surface in the store {store.root}, got {len(found)} ({known}); choose"
+            f" by --name among {', '.join(store.studies()) or 'nothing'}, or name its folder"
         )
     return found[0]
 

@@ -70,7 +70,7 @@ endif
 # Small tensors: a second thread costs more than it gives, above all on a busy machine.
 test: export OMP_NUM_THREADS = 1
 test: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 # The README is not formatted: its example is aligned by hand.
 lint: install

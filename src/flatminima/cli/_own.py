@@ -1,5 +1,7 @@
 """What the commands on a user's own networks do."""
 
+import math
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +16,14 @@ if TYPE_CHECKING:
 
 KIND = "networks"
 """What the manifest of such measurements says of itself, beside those of studies."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a folder, as studies' names are
 
 
 def measure(own: "OwnNetworks", made: "Measurement", *, out: Path, name: str, title: str) -> None:
     """Measure what is missing, write the report, and say where it is."""
     store = Store(out, create=True)
     with store.lock():
+        _manifest(store, name, title)  # refuses a name before anything is computed
         result = _run(made, store)
         remember(store, name, title, made=made)
         page = write_page(store, name)
@@ -92,17 +96,9 @@ def remember(
     """Note under `name` what was measured last of each kind, or what was found by checks.
 
     Raises:
-        ValueError: If a study of that name is in the store.
+        ValueError: If a study of that name is in the store, or no folder can be called so.
     """
-    manifest: dict[str, Any] = {"settings": {"kind": KIND, "title": title}, "jobs": []}
-    if name in store.studies():
-        manifest = store.manifest(name)
-        if manifest["settings"].get("kind") != KIND:
-            raise ValueError(
-                f"expected a name that no study in {store.root} has, got {name!r}; choose another"
-                " with --name"
-            )
-        manifest["settings"]["title"] = title or manifest["settings"]["title"]
+    manifest = _manifest(store, name, title)
     if made is not None:
         job = made.result
         about = {"kind": job.kind, "digest": job.digest, "label": job.label}
@@ -111,6 +107,24 @@ def remember(
     if findings is not None:
         manifest["findings"] = [vars(finding) for finding in findings]
     store.write_manifest(name, manifest)
+
+
+def _manifest(store: Store, name: str, title: str) -> dict[str, Any]:
+    """What is noted under a name so far."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"expected --name of letters, digits, '.', '_' and '-', got {name!r}; choose another"
+        )
+    if name not in store.studies():
+        return {"settings": {"kind": KIND, "title": title}, "jobs": []}
+    manifest = store.manifest(name)
+    if manifest["settings"].get("kind") != KIND:
+        raise ValueError(
+            f"expected a name that no study in {store.root} has, got {name!r}; choose another"
+            " with --name"
+        )
+    manifest["settings"]["title"] = title or manifest["settings"]["title"]
+    return manifest
 
 
 def write_page(store: Store, name: str) -> Path:
@@ -231,13 +245,10 @@ def parse_extent(text: str | None) -> tuple[float, float] | None:
         return None
     try:
         low, high = (float(part) for part in text.split(","))
+        if not math.isfinite(high - low):
+            raise ValueError
     except ValueError:
         raise ValueError(
             f"expected --extent as two numbers with a comma, such as -0.4,1.3, got {text!r}"
         ) from None
     return low, high
-
-
-def title_of(own: "OwnNetworks", name: str | None) -> tuple[str, str]:
-    """Name in the store, and title."""
-    return name or "networks", name or ", ".join(own.names)

@@ -5,6 +5,7 @@ model's and the loss's source files, the weights, the data, and all settings. Ru
 what is missing; changing anything measures anew.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -269,7 +270,10 @@ def plan_radii(
 
 
 def _whole(own: OwnNetworks, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that all steps of a measurement share."""
+    """The settings that all steps of a measurement share, if they can be kept."""
+    for name, value in about.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"expected a finite {name}, got {value}; give a number")
     threads = torch.get_num_threads()
     return {"networks": own.identity, "about": dict(about), "threads": threads}
 

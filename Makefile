@@ -10,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install extras study test lint clean
+.PHONY: help install extras study test lint site clean
 
 help:
 	@echo "make study     reproduce the MNIST study in its quick version and say where the report is"
@@ -18,6 +18,7 @@ help:
 	@echo "               STUDY=studies/cifar10-quick.toml for CIFAR-10, about four minutes)"
 	@echo "make install   create .venv with the exact versions of requirements.lock"
 	@echo "make test      run all tests"
+	@echo "make site      build the documentation's site into site/, after make extras"
 	@echo "make extras    install what further tests and the documentation's site need besides"
 	@echo "make lint      check style, types and the directions of imports"
 	@echo "make clean     remove .venv and caches; runs/ and results/ stay"
@@ -78,6 +79,11 @@ lint: install
 	$(BIN)/ruff format --check $(wildcard src tests docs benchmarks)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The flag quiets an announcement of its makers.
+site: export NO_MKDOCS_2_WARNING = 1
+site: extras
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build

@@ -180,9 +180,9 @@ def wide(inputs):
 def plane_around(landscape, network, parameters):
     names = landscape.parameter_names(parameters)
     state = landscape.state(network)
-    return Subspace.random(
-        state, 2, 0, parameters=names, scaling="layer", vectors="scale"
-    ), list(names)
+    return Subspace.random(state, 2, 0, parameters=names, scaling="layer", vectors="scale"), list(
+        names
+    )
 
 
 def compare(network, data, naive, parameters="all", **settings):

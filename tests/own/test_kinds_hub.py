@@ -109,7 +109,7 @@ def test_a_lightning_checkpoint_of_the_module_or_of_the_network_inside(task, tmp
     inputs, targets = whole.landscape.dataset.inputs, whole.landscape.dataset.targets
     compare(whole, lambda call: F.cross_entropy(call(x=inputs).double(), targets).item())
     compare(inside, lambda call: F.cross_entropy(call(input=inputs).double(), targets).item())
-    with pytest.raises(ValueError, match='pass prefix="model."'):
+    with pytest.raises(ValueError, match=r'pass prefix="model\."'):
         open_networks("hub_task:net", ["last.ckpt"], "hub_task:data")
 
 

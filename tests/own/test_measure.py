@@ -138,9 +138,7 @@ def lost(store, job):
 @pytest.mark.parametrize("kind", ["surface", "radius"])
 def test_a_stopped_measurement_goes_on_with_what_is_there(folder, kind):
     own = opened(WEIGHTS[:1])
-    made = (
-        plan_surface(own, resolution=12) if kind == "surface" else plan_radii(own, directions=12)
-    )
+    made = plan_surface(own, resolution=12) if kind == "surface" else plan_radii(own, directions=12)
     store = Store(folder / "runs", create=True)
     events = []
 
@@ -229,6 +227,10 @@ def test_counts_of_networks_that_do_not_span_what_is_asked_for(count):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_settings_that_are_no_numbers_are_refused(value):
     own = opened(WEIGHTS[:1])
-    for plan, name in ((plan_surface, "clip"), (plan_radii, "threshold"), (plan_radii, "tolerance")):
+    for plan, name in (
+        (plan_surface, "clip"),
+        (plan_radii, "threshold"),
+        (plan_radii, "tolerance"),
+    ):
         with pytest.raises(ValueError, match=f"expected a finite {name}"):
             plan(own, **{name: value})

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import flatminima as fm
 from flatminima.own import open_networks
 
-SOURCE = '''
+SOURCE = """
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -53,7 +53,7 @@ class Reader(nn.Module):
 
 def named_inputs(): return {"x": X, "labels": Y}
 def count(batch): return len(batch["labels"])
-'''
+"""
 
 
 @pytest.fixture(scope="module")

@@ -322,3 +322,15 @@ def test_names_are_the_shortest_that_tell_apart():
     assert opened._names(["x/a.pt", "y/b.pt"]) == ("a.pt", "b.pt")
     assert opened._names(["x/a.pt", "y/a.pt"]) == ("x/a.pt", "y/a.pt")
     assert opened._names(["a.pt", "a.pt"]) == ("a.pt (1)", "a.pt (2)")
+
+
+def test_a_study_may_not_take_the_name_of_own_networks(folder, capsys):
+    assert flatminima("radius", OWN, "--weights a.pt --directions 1 --name mine") == 0
+    Path("mine.toml").write_text(
+        'name = "mine"\n[data]\ndataset = "digits"\n[[groups]]\nname = "natural"\n'
+        '[model]\nname = "mlp"\nsettings = { sizes = [64, 10] }\n[training]\nepochs = 1\n'
+    )
+    kept = Store("runs").manifest("mine")
+    assert flatminima("run mine.toml") == 2
+    assert "under which own networks were measured" in capsys.readouterr().err
+    assert Store("runs").manifest("mine") == kept

@@ -86,6 +86,11 @@ def make_plan(
             raise StudyError(f"expected parts among {', '.join(PARTS)}, got {part!r}; name one")
     store = Store(out, create=create)
     earlier = store.manifest(study.name) if study.name in store.studies() else None
+    if earlier is not None and "data" not in earlier["settings"]:
+        raise StudyError(
+            f"expected a name that nothing else in {store.root} has, got {study.name!r}, under which"
+            " own networks were measured; give the study another name, or name another folder"
+        )
     study = resolve(study, earlier["settings"] if earlier is not None else None)
     jobs = plan_study(study)
     done = {job.digest for job in jobs if store.done(job.kind, job.digest)}

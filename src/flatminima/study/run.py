@@ -88,8 +88,8 @@ def make_plan(
     earlier = store.manifest(study.name) if study.name in store.studies() else None
     if earlier is not None and "data" not in earlier["settings"]:
         raise StudyError(
-            f"expected a name that nothing else in {store.root} has, got {study.name!r}, under which"
-            " own networks were measured; give the study another name, or name another folder"
+            f"expected a name that nothing else in {store.root} has, got {study.name!r}, under"
+            " which own networks were measured; give the study another name, or name another folder"
         )
     study = resolve(study, earlier["settings"] if earlier is not None else None)
     jobs = plan_study(study)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from flatminima.report import write_report
-from flatminima.store import Store
+import flatminima as fm
+from cases import perceptron, points
+from flatminima.report import write_networks_report, write_report
+from flatminima.store import Store, dataset_to_files
 
 pytestmark = pytest.mark.browser
 
@@ -51,6 +53,20 @@ def both(synthetic_store: Callable[..., Store], tmp_path_factory: pytest.TempPat
     )
     out = tmp_path_factory.mktemp("both")
     return write_report(mnist, ["mnist"], out, beside=[(cifar, "cifar")])
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page on three networks of somebody's own: a surface and nothing else."""
+    networks = [perceptron(seed) for seed in range(3)]
+    plane = fm.Subspace.through(*networks)
+    surface = fm.loss_surface(fm.Landscape(networks[0], points()), plane, resolution=5)
+    files = dataset_to_files("surface.zarr", surface.assign_attrs(networks=["a", "b", "c"]))
+    store = Store(tmp_path_factory.mktemp("own") / "store", create=True)
+    store.write("surface", "0" * 64, files, settings={})
+    jobs = [{"kind": "surface", "digest": "0" * 64}]
+    store.write_manifest("mine", {"settings": {"kind": "networks", "title": "mine"}, "jobs": jobs})
+    return write_networks_report(store, "mine", store.report_folder("mine"))
 
 
 @pytest.fixture
@@ -193,3 +209,14 @@ def test_a_page_of_several_studies_fits_the_screen(
     assert (needed <= given) == (size == "laptop")
     for link in page.locator("header nav a").all():
         assert page.locator(f"[id='{link.get_attribute('href')[1:]}']").count() == 1
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_page_on_own_networks_draws_their_surface(
+    open_page: Callable[..., Any], own: Path, size: str
+) -> None:
+    page = open_page(size, path=own, scenes=1)
+    assert len(heights(page, 0)) == 25
+    assert press(page, "clip") == "false"
+    width = page.evaluate("() => document.documentElement.scrollWidth - window.innerWidth")
+    assert width <= 0

@@ -30,8 +30,8 @@ def loss_line(
 
         max over 0 <= t <= 1 of  L(w(t)) - ((1 - t) L(w(0)) + t L(w(1))),  w(t) = w0 + t (w1 - w0)
 
-    as Entezari et al. define it (2022, arXiv 2110.06296, section 2). Frankle et al. (2020, arXiv
-    1912.05671, section 2) take the mean of the two ends' errors off instead of the chord, which is
+    as Entezari et al. define it (2022, arXiv 2110.06296). Frankle et al. (2020, arXiv
+    1912.05671) take the mean of the two ends' errors off instead of the chord, which is
     the same where these are equal. Both ends are always evaluated, in full precision, and have no
     rise, so a barrier is 0 or more; being a maximum over the positions evaluated, it is a lower
     bound.

@@ -311,13 +311,6 @@ def test_bad_input_gets_one_line_and_code_2(folder, capsys, command, options, co
     assert not list(Path("runs").glob("jobs/*"))
 
 
-def test_a_name_of_a_study_is_refused_and_studies_stay_readable(folder, capsys):
-    store = Store("runs", create=True)
-    store.write_manifest("mine", {"settings": {"name": "mine", "groups": []}, "jobs": []})
-    assert flatminima("radius", OWN, "--weights a.pt --directions 1 --name mine") == 2
-    assert "a name that no study in runs has" in capsys.readouterr().err
-
-
 def test_names_are_the_shortest_that_tell_apart():
     assert opened._names(["x/a.pt", "y/b.pt"]) == ("a.pt", "b.pt")
     assert opened._names(["x/a.pt", "y/a.pt"]) == ("x/a.pt", "y/a.pt")

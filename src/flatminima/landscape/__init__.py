@@ -7,6 +7,7 @@ the same one, each proven against it on the user's own network before it is used
 
 from flatminima.landscape._landscape import Landscape
 from flatminima.landscape._losses import Losses
+from flatminima.landscape._tiles import losses_as_tile, tiles_as_losses
 from flatminima.landscape.surface import (
     assemble_surface,
     loss_surface,
@@ -19,6 +20,8 @@ __all__ = [
     "Losses",
     "assemble_surface",
     "loss_surface",
+    "losses_as_tile",
     "stored_losses",
     "surface_grid",
+    "tiles_as_losses",
 ]

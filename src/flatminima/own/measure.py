@@ -8,7 +8,7 @@ what is missing; changing anything measures anew.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
@@ -17,7 +17,13 @@ import xarray as xr
 
 from flatminima.connectivity import loss_line
 from flatminima.flatness import flatness_radius
-from flatminima.landscape import assemble_surface, stored_losses, surface_grid
+from flatminima.landscape import (
+    assemble_surface,
+    losses_as_tile,
+    stored_losses,
+    surface_grid,
+    tiles_as_losses,
+)
 from flatminima.landscape.surface import grid_coordinates
 from flatminima.own.networks import OwnNetworks
 from flatminima.store import Store, dataset_to_files, files_to_dataset
@@ -126,13 +132,7 @@ def plan_surface(
     def tile(rows: slice) -> Work:
         def work(_: Sequence[xr.Dataset]) -> xr.Dataset:
             losses = own.landscape.losses(plane, points[rows], clip=clip)
-            found = {"loss": losses.loss, "finite": losses.finite, **losses.metrics}
-            if losses.standard_error is not None:
-                found["standard_error"] = losses.standard_error
-            if losses.clipped is not None:
-                found["clipped"] = losses.clipped
-            attrs = {"repeated": losses.repeated, "difference": losses.difference}
-            return xr.Dataset({name: ("point", v) for name, v in found.items()}, attrs=attrs)
+            return losses_as_tile(losses)
 
         return work
 
@@ -166,19 +166,7 @@ def _laid_together(
 ) -> xr.Dataset:
     """A surface of its tiles, with the networks' own losses beside the grid."""
     anchors = own.landscape.losses(plane, plane.anchor_coordinates, precision="exact")
-    points = xr.concat(tiles, "point")
-    error = anchors.standard_error
-    losses = replace(
-        anchors,
-        loss=points["loss"].values,
-        metrics={name: points[name].values for name in anchors.metrics},
-        finite=points["finite"].values,
-        standard_error=None if error is None else points["standard_error"].values,
-        repeated=sum(tile.attrs["repeated"] for tile in tiles),
-        difference=max(tile.attrs["difference"] for tile in tiles),
-        clip=clip,
-        clipped=points["clipped"].values if "clipped" in points else None,
-    ).followed_by(anchors)
+    losses = tiles_as_losses(tiles, anchors, clip)
     stored = stored_losses(own.landscape, plane)
     surface = assemble_surface(grid, losses, own.landscape, stored=stored)
     return surface.assign_attrs(networks=list(own.names))

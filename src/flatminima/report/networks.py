@@ -32,6 +32,10 @@ _TITLES = {
 # A surface is drawn up to its largest loss, or up to this share of its points where the largest is
 # more than so many times as high: one corner would hide everything else.
 _SHARE, _TIMES = 0.75, 3.0
+_MAP = (
+    "The same plane as a map, with one length scale along both axes. Lines: equal loss; dashed:"
+    " from network to network, with distances. Colours follow the square root of the loss."
+)
 _QUESTIONS = {"ok": "fine", "note": "to be known", "fail": "wrong"}
 
 
@@ -302,7 +306,7 @@ def _section(kind: str, study: StudyContents, data: xr.Dataset, views: list[dict
         relief = surface_row(study, row, views, _title, turn)
         with style.figure_style(**page_style("contours")):
             chart = inline_svg(contour_panel(study, row, row[0], _title), "Contour map")
-        return f'{relief}<div class="pair">{card(chart)}</div>{caption(text)}'
+        return f'{relief}<div class="pair">{card(chart)}</div>{caption(_MAP)}'
     if kind == "line":
         with style.figure_style(**page_style("line")):
             chart = inline_svg(line_figure(data), "Loss along the line")

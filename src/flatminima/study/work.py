@@ -6,7 +6,6 @@ when the first job runs, so that the module is cheap to import in the driver.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +191,7 @@ def _tile(settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> dict[str, 
     """Losses at a block of the grid's points, in the order of its rows."""
     import xarray as xr
 
+    from flatminima.landscape import losses_as_tile
     from flatminima.landscape.surface import grid_coordinates
 
     found = make_plane(settings, inputs)
@@ -201,22 +201,14 @@ def _tile(settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> dict[str, 
     block = grid_coordinates(grid)[settings["first"] : settings["first"] + settings["count"]]
     landscape = make_landscape(settings, settings["split"])
     losses = landscape.losses(plane, block, clip=settings.get("clip"))
-    tile = xr.Dataset({"loss": ("point", losses.loss), "finite": ("point", losses.finite)})
-    tile = tile.assign({name: ("point", values) for name, values in losses.metrics.items()})
-    if losses.standard_error is not None:
-        tile["standard_error"] = ("point", losses.standard_error)
-    if losses.clipped is not None:
-        tile["clipped"] = ("point", losses.clipped)
-    if losses.repeated:
-        tile.attrs.update(repeated=losses.repeated, difference=losses.difference)
-    return dataset_to_files("tile.zarr", tile)
+    return dataset_to_files("tile.zarr", losses_as_tile(losses))
 
 
 def _surface(settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> dict[str, bytes]:
     """The tiles laid together, with the losses at the minima themselves beside the grid."""
     import xarray as xr
 
-    from flatminima.landscape import assemble_surface, stored_losses
+    from flatminima.landscape import assemble_surface, stored_losses, tiles_as_losses
 
     about = {name: settings[name] for name in ("group", "checkpoint", "split")}
     found = make_plane(settings, [item for item in inputs if "tile.zarr/.zattrs" not in item])
@@ -226,20 +218,7 @@ def _surface(settings: Mapping[str, Any], inputs: Sequence[Artifact]) -> dict[st
     landscape = make_landscape(settings, settings["split"])
     minima = landscape.losses(plane, plane.anchor_coordinates, precision="exact")
     tiles = [files_to_dataset("tile.zarr", item) for item in inputs if "tile.zarr/.zattrs" in item]
-    points = xr.concat(tiles, "point")
-
-    error = minima.standard_error
-    losses = replace(
-        minima,
-        loss=points["loss"].values,
-        metrics={name: points[name].values for name in minima.metrics},
-        finite=points["finite"].values,
-        standard_error=None if error is None else points["standard_error"].values,
-        repeated=sum(tile.attrs.get("repeated", 0) for tile in tiles),
-        difference=max(tile.attrs.get("difference", 0.0) for tile in tiles),
-        clip=settings.get("clip"),
-        clipped=points["clipped"].values if "clipped" in points else None,
-    ).followed_by(minima)
+    losses = tiles_as_losses(tiles, minima, settings.get("clip"))
     stored = stored_losses(landscape, plane)
     surface = assemble_surface(grid, losses, landscape, stored=stored).assign_attrs(about)
     return dataset_to_files("surface.zarr", surface)

@@ -7,6 +7,7 @@ result: equal artifacts are equal bytes. Layout of a store at `ROOT`::
     jobs/<kind>-<digest[:20]>/payload/   the artifact
                              /run.json   written last: settings, payload digests, provenance
     jobs/<kind>-.../discarded.json       in place of both, for a step that nothing needs any more
+    logs/<kind>-<digest[:20]>.log        what a job printed, and why it failed; nobody reads it back
     studies/<name>/manifest.json         resolved settings and the list of jobs
     reports/<name>/                      figures and pages
 
@@ -31,6 +32,7 @@ Artifact: TypeAlias = Mapping[str, bytes]
 
 FORMAT = 1
 _DISCARDED = "discarded.json"
+_LONGEST_LOG = 200_000  # characters
 _SHORT = 20  # hex digits of a digest in a folder's name: 80 bits, no clash in any store
 
 
@@ -307,6 +309,16 @@ class Store:
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
+
+    def log_path(self, kind: str, digest: str) -> Path:
+        """Where a job's log is, if it has run here."""
+        return self.root / "logs" / f"{kind}-{digest[:_SHORT]}.log"
+
+    def write_log(self, kind: str, digest: str, text: str) -> None:
+        """Replace a job's log, by the end of it if it is very long."""
+        if len(text) > _LONGEST_LOG:
+            text = f"[...]\n{text[-_LONGEST_LOG:]}"
+        _write_text(self.log_path(kind, digest), text)
 
     def open_payload(self, kind: str, digest: str, name: str) -> "xr.Dataset":
         """One dataset of a finished job, loaded into memory, e.g. `("surface", d, "surface.zarr")`.

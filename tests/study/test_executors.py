@@ -1,10 +1,13 @@
 import errno
+import logging
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -12,9 +15,14 @@ from typing import Any
 
 import pytest
 
+import flatminima
 from flatminima.store import Artifact, Store
-from flatminima.study.executors import Serial, StudyFailed, execute, open_executor
+from flatminima.study.estimate import job_seconds
+from flatminima.study.execute import StudyFailed, execute
+from flatminima.study.executors import Read, Wanted, open_executor
+from flatminima.study.executors.local import Serial
 from flatminima.study.job import Job
+from flatminima.study.worker import Outcome, Work, compute
 
 SETTINGS = {"data": {"dataset": "digits", "limit": 10}, "model": {"name": "mlp", "settings": {}}}
 
@@ -30,10 +38,10 @@ def _job(name: str, *needs: Job, kind: str = "network", units: int = 1) -> Job:
     )
 
 
-def _name(job: Job, inputs: Mapping[str, Artifact]) -> tuple[dict[str, bytes], float]:
+def _name(job: Job, inputs: Mapping[str, Artifact]) -> dict[str, bytes]:
     """An artifact that spells out what it was made of."""
     parts = [inputs[digest]["name"] for digest in job.dependencies]
-    return {"name": job.label.encode() + b"(" + b",".join(parts) + b")"}, 0.5
+    return {"name": job.label.encode() + b"(" + b",".join(parts) + b")"}
 
 
 @pytest.fixture
@@ -50,18 +58,27 @@ def test_jobs_get_what_they_depend_on_and_are_recorded(store: Store) -> None:
         [a, b, c, d],
         store,
         Serial(),
-        provenance={"commit": "x"},
         work=_name,
         listener=lambda event, job, seconds: seen.append((event, job.label)),
     )
     assert store.read("network", d.digest) == {"name": b"d(c(a(),b()),a())"}
     record = store.record("network", d.digest)
     assert record["dependencies"] == [c.digest, a.digest]
-    assert record["provenance"]["commit"] == "x"
-    assert record["provenance"]["seconds"] == 0.5
+    assert record["provenance"]["versions"]["flatminima"] == flatminima.__version__
+    assert 0 <= record["provenance"]["seconds"] < 60
+    log = store.log_path("network", d.digest).read_text()
+    assert log.startswith(f"d ({d.name})\n")
+    assert "finished after" in log
     assert [label for event, label in seen if event == "finished"][-2:] == ["c", "d"]
     execute([_job("e", d)], store, Serial(), work=_name)
     assert store.done("network", _job("e", d).digest)
+
+
+class _Wide(Serial):
+    """Computes at once, and may be given several tasks at a time."""
+
+    def __init__(self, capacity: int, grain: float = 0.0) -> None:
+        self.capacity, self.grain = capacity, grain
 
 
 @pytest.mark.parametrize(
@@ -82,8 +99,7 @@ def test_several_workers_begin_with_the_longest_chain_and_one_keeps_to_the_plan(
     execute(
         [*short, first, second],
         store,
-        Serial(),
-        workers=workers,
+        _Wide(workers),
         work=_name,
         listener=lambda event, job, seconds: events.append((event, job.label)),
     )
@@ -95,7 +111,7 @@ def test_a_failure_stops_only_what_needs_it(store: Store) -> None:
     bad, good = _job("bad"), _job("good")
     after, alike = _job("after", bad), _job("alike", good)
 
-    def work(job: Job, inputs: Mapping[str, Artifact]) -> tuple[dict[str, bytes], float]:
+    def work(job: Job, inputs: Mapping[str, Artifact]) -> dict[str, bytes]:
         if job.label == "bad":
             raise ValueError("expected\nx, got y")
         return _name(job, inputs)
@@ -117,12 +133,71 @@ def test_a_failure_stops_only_what_needs_it(store: Store) -> None:
 
 
 def test_a_crash_is_no_bad_input(store: Store) -> None:
-    def work(job: Job, inputs: Mapping[str, Artifact]) -> tuple[dict[str, bytes], float]:
+    def work(job: Job, inputs: Mapping[str, Artifact]) -> dict[str, bytes]:
         raise RuntimeError("boom")
 
-    with pytest.raises(StudyFailed, match="RuntimeError: boom, and 1 more failed; all") as caught:
-        execute([_job("a"), _job("b")], store, Serial(), work=work)
+    job = _job("a")
+    log = store.log_path("network", job.digest)
+    words = rf"^a: RuntimeError: boom \(its log: {re.escape(str(log))}\), and 1 more failed; all"
+    with pytest.raises(StudyFailed, match=words) as caught:
+        execute([job, _job("b")], store, Serial(), work=work)
     assert not caught.value.bad_input
+    assert 'raise RuntimeError("boom")' in log.read_text()
+    assert "failed after" in log.read_text()
+
+
+def test_what_a_job_prints_and_reports_is_in_its_log(store: Store) -> None:
+    def work(job: Job, inputs: Mapping[str, Artifact]) -> dict[str, bytes]:
+        print("said aloud")
+        print("careful", file=sys.stderr)
+        logging.getLogger("some.library").error("in trouble")
+        return _name(job, inputs)
+
+    (outcome,) = compute(work, [_job("a")], {})
+    for words in ("said aloud", "careful", "in trouble"):
+        assert words in outcome.log
+
+
+def test_an_error_that_cannot_travel_keeps_its_words() -> None:
+    class Untold(Exception):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f"{one} and {two}")
+
+    def work(job: Job, inputs: Mapping[str, Artifact]) -> dict[str, bytes]:
+        raise Untold(1, 2)
+
+    (outcome,) = compute(work, [_job("a")], {})
+    assert str(outcome.error) == "Untold: 1 and 2"
+    assert outcome.artifact is None
+    assert pickle.loads(pickle.dumps(outcome)).log == outcome.log
+
+
+def test_a_task_holds_jobs_alike_that_last_seconds_and_leaves_some_for_everybody(
+    store: Store,
+) -> None:
+    def tile(n: int, *needs: Job) -> Job:
+        # About a second each, by the estimate.
+        job = _job(f"tile{n}", *needs, kind="train", units=200)
+        assert 1.0 < job_seconds(job) < 1.3
+        return job
+
+    network, other = _job("network"), _job("other")
+    tiles = [tile(n, network) for n in range(7)]
+    alone = tile(8, other)
+    tasks: list[list[str]] = []
+
+    class Noting(_Wide):
+        def submit(
+            self, work: Work, jobs: Sequence[Job], wanted: Sequence[Wanted], read: Read
+        ) -> "Future[list[Outcome]]":
+            tasks.append([job.label for job in jobs])
+            return super().submit(work, jobs, wanted, read)
+
+    execute([network, other, *tiles, alone], store, Noting(2, grain=4.0), work=_name)
+    sizes = [len(task) for task in tasks if task[0] in {job.label for job in tiles}]
+    assert sizes == [3, 2, 1, 1], tasks  # 4 s hold three, half of four are two, then one each
+    assert ["tile8"] in tasks
+    assert all(store.done("train", job.digest) for job in tiles)
 
 
 @pytest.mark.parametrize("where", ["worker", "driver"])
@@ -131,7 +206,7 @@ def test_a_full_disk_ends_the_run_at_once(
 ) -> None:
     calls = []
 
-    def work(job: Job, inputs: Mapping[str, Artifact]) -> tuple[dict[str, bytes], float]:
+    def work(job: Job, inputs: Mapping[str, Artifact]) -> dict[str, bytes]:
         calls.append(job.label)
         if where == "worker" and job.label == "b":
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -154,9 +229,11 @@ def test_a_full_disk_ends_the_run_at_once(
 
 
 def test_a_killed_worker_is_one_line(store: Store) -> None:
-    class Broken:
-        def submit(self, function: Callable[..., Any], /, *arguments: Any) -> "Future[Any]":
-            future: Future[Any] = Future()
+    class Broken(Serial):
+        def submit(
+            self, work: Work, jobs: Sequence[Job], wanted: Sequence[Wanted], read: Read
+        ) -> "Future[list[Outcome]]":
+            future: Future[list[Outcome]] = Future()
             future.set_exception(BrokenProcessPool("terminated abruptly"))
             return future
 
@@ -227,18 +304,19 @@ _STOPPED_HALFWAY = """
 import os, struct, sys, time
 from pathlib import Path
 from flatminima.study.executors import open_executor
+from flatminima.study.job import Job
 
-def half_a_result(flag):
+def half_a_result(job, inputs):
     frame = sys._getframe()
     while "result_queue" not in frame.f_locals:
         frame = frame.f_back
     os.write(frame.f_locals["result_queue"]._writer.fileno(), struct.pack("!i", 1000))
-    Path(flag).touch()
+    Path(job.label).touch()
     time.sleep(1000)
 
 if __name__ == "__main__":
     with open_executor("processes", 2) as pool:
-        pool.submit(half_a_result, sys.argv[1])
+        pool.submit(half_a_result, [Job("network", {}, label=sys.argv[1])], [], None)
         while not Path(sys.argv[1]).exists():
             time.sleep(0.01)
         time.sleep(0.2)
@@ -254,11 +332,10 @@ def test_a_stop_while_a_result_is_handed_over_ends(tmp_path: Path) -> None:
     assert ended.stderr.rstrip().endswith("KeyboardInterrupt")
 
 
-class _Later:
-    """Computes at once, but is not the executor whose jobs Ctrl-C may interrupt."""
+class _Later(Serial):
+    """Computes at once, but its jobs are not in the process that Ctrl-C is for."""
 
-    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> "Future[Any]":
-        return Serial().submit(function, *arguments)
+    in_process = False
 
 
 def test_an_interrupt_waits_for_a_safe_point(store: Store) -> None:
@@ -289,7 +366,7 @@ def test_a_second_interrupt_does_not_wait(store: Store) -> None:
 
 
 def test_an_interrupt_reaches_a_job_in_this_process_at_once(store: Store) -> None:
-    def work(job: Job, inputs: Mapping[str, Artifact]) -> tuple[dict[str, bytes], float]:
+    def work(job: Job, inputs: Mapping[str, Artifact]) -> dict[str, bytes]:
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("the job went on")
 

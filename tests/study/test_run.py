@@ -17,7 +17,7 @@ from flatminima.landscape import Landscape
 from flatminima.store import Store, StoreError
 from flatminima.study import StudyError, run_study, stored_minimum
 from flatminima.study.check import check_results, copy_results, missing_results
-from flatminima.study.executors import StudyFailed
+from flatminima.study.execute import StudyFailed
 from flatminima.study.run import make_plan
 
 Make = Callable[..., dict[str, Any]]

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from flatminima.cli._text import duration, rate
 from flatminima.study.estimate import job_seconds
-from flatminima.study.executors import Event
+from flatminima.study.execute import Event
 from flatminima.study.job import Job
 from flatminima.study.plan import PARTS
 

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -56,6 +56,20 @@ def fill_cache(folder: Path, source: Source, missing: list[SourceFile]) -> list[
     except _Failed as error:
         tried.append(f"cache {folder}: {error}")
     return tried
+
+
+def keep_sent(folder: Path, source: Source, files: Mapping[str, bytes]) -> str:
+    """Put files that were sent here into the cache where it lacks them; else why it was not done."""
+    try:
+        with _locked(folder):
+            for file in source.wanted(None):
+                if file.name in files and fault_of(folder / file.name, file):
+                    _keep_in(folder, file, files[file.name], "another machine")
+    except OSError as error:
+        return f"cache {folder}: cannot be written ({error.strerror or error})"
+    except _Failed as error:
+        return str(error)
+    return ""
 
 
 def read_origins(folder: Path) -> dict[str, str]:

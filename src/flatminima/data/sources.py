@@ -12,7 +12,7 @@ and name the folders of a study's results.
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,6 +163,22 @@ def fetch(
             "connect to a network"
         )
     return {file.name: found[file.name] for file in source.wanted(split)}
+
+
+def take(name: str, files: Mapping[str, bytes]) -> None:
+    """Fill the cache from files that another machine has sent, each only if it is official.
+
+    Args:
+        name: Name of the data set.
+        files: Contents by name, compressed or not.
+
+    Raises:
+        ValueError: A file is not the official one, or the cache cannot be written.
+    """
+    source, folder = source_of(name), cache_folder() / name
+    fault = _download.keep_sent(folder, source, files)
+    if fault:
+        raise ValueError(f"{name}: expected its official files from the driver, got: {fault}")
 
 
 def cached_files(*, root: str | os.PathLike[str] | None = None) -> list[CachedFile]:

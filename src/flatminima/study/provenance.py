@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ _PACKAGES = ("torch", "numpy", "scipy", "xarray", "zarr", "safetensors", "scikit
 
 def provenance() -> dict[str, Any]:
     """Versions, machine, and the commit of the code if it runs from its repository."""
+    return dict(_provenance())
+
+
+@cache
+def _provenance() -> dict[str, Any]:
+    """What `provenance` says, asked once: the code that runs is what was loaded first."""
     commit, dirty = _commit()
     versions = {"flatminima": __version__, "python": platform.python_version()}
     for package in _PACKAGES:

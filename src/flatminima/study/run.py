@@ -9,10 +9,10 @@ from typing import Any
 from flatminima.data.sources import fetch
 from flatminima.store import Store
 from flatminima.study.config import Study, StudyError, load_study, parse_study
-from flatminima.study.executors import Event, Listener, execute, open_executor
+from flatminima.study.execute import Event, Listener, execute
+from flatminima.study.executors import open_executor
 from flatminima.study.job import Job
 from flatminima.study.plan import PARTS, RESULTS, needed, plan_study, resolve
-from flatminima.study.provenance import provenance
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,17 @@ def run_plan(
     *,
     executor: str = "serial",
     workers: int | None = None,
+    address: str | None = None,
     listener: Listener | None = None,
 ) -> None:
     """Do what is left of a plan. The caller holds the store's lock.
+
+    Args:
+        plan: What is to be done.
+        executor: One of `flatminima.study.executors.NAMES`.
+        workers: Number of processes.
+        address: Of a Ray cluster.
+        listener: See `run_study`.
 
     Raises:
         StudyFailed: Some jobs failed; all that do not depend on them are done.
@@ -123,11 +131,8 @@ def run_plan(
     if not plan.todo:
         return
     fetch(plan.study.data.dataset)  # once, before several workers ask for it
-    count = (
-        1
-        if executor == "serial"
-        else min(workers or default_workers(plan.study.run.device), len(plan.todo))
-    )
+    if address is None:
+        workers = min(workers or default_workers(plan.study.run.device), len(plan.todo))
 
     def tell(event: Event, job: Job, seconds: float) -> None:
         if event == "finished" and job.kind == "network":
@@ -135,15 +140,8 @@ def run_plan(
         if listener is not None:
             listener(event, job, seconds)
 
-    with open_executor(executor, count) as pool:
-        execute(
-            plan.todo,
-            plan.store,
-            pool,
-            workers=count,
-            provenance=provenance(),
-            listener=tell,
-        )
+    with open_executor(executor, workers, address=address) as opened:
+        execute(plan.todo, plan.store, opened, listener=tell)
 
 
 def discard_steps(plan: Plan) -> None:
@@ -182,6 +180,7 @@ def run_study(
     out: str | Path = "runs",
     executor: str = "serial",
     workers: int | None = None,
+    address: str | None = None,
     threads: int | None = None,
     device: str | None = None,
     only: Sequence[str] = (),
@@ -195,9 +194,10 @@ def run_study(
     Args:
         study: A study file, or its settings as nested mappings.
         out: The folder of the store.
-        executor: "serial" (in this process) or "processes" (a script that uses them needs
-            `if __name__ == "__main__":`).
+        executor: "serial" (in this process), "processes" (a script that uses them needs
+            `if __name__ == "__main__":`) or "ray".
         workers: Number of processes.
+        address: For "ray", a cluster that is there already; else one of its own on this machine.
         threads: Threads per job, instead of the study's own.
         device: Device, instead of the study's own.
         only: Parts to do, of "training", "surfaces" and "radii"; none means all.
@@ -216,5 +216,5 @@ def run_study(
     with plan.store.lock():
         # Another run may have finished some of it before the lock was free.
         plan = make_plan(study, out=out, threads=threads, device=device, only=only)
-        run_plan(plan, executor=executor, workers=workers, listener=listener)
+        run_plan(plan, executor=executor, workers=workers, address=address, listener=listener)
     return plan.store

@@ -1,0 +1,283 @@
+"""Running jobs: the driver decides what is next and writes the store, workers only compute."""
+
+import contextlib
+import errno
+import heapq
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from graphlib import TopologicalSorter
+from typing import Any, Literal
+
+from flatminima.store import Artifact, Store, StoreError
+from flatminima.study.estimate import job_seconds
+from flatminima.study.executors import Executor, Wanted
+from flatminima.study.job import Job
+from flatminima.study.worker import Outcome, Work
+
+Event = Literal["started", "finished", "failed"]
+Listener = Callable[[Event, Job, float], None]
+
+# What the operating system says when nothing more can be written anywhere: going on is pointless.
+_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+# Seconds until Ctrl-C is noticed while workers compute.
+_ALERT = 0.25
+
+
+class StudyFailed(RuntimeError):
+    """Some jobs failed; everything that does not depend on them was done and is kept.
+
+    Attributes:
+        errors: What went wrong, by the label of the job.
+    """
+
+    def __init__(self, errors: Mapping[str, BaseException], skipped: int, log: str = "") -> None:
+        self.errors = dict(errors)
+        label, error = next(iter(self.errors.items()))
+        more = f", and {len(errors) - 1} more failed" if len(errors) > 1 else ""
+        after = f"; {skipped} that need them were not run" if skipped else ""
+        what = f"{type(error).__name__}: " if not isinstance(error, ValueError) else ""
+        message = " ".join(str(error).split())
+        where = f" (its log: {log})" if log and not self.bad_input else ""
+        super().__init__(f"{label}: {what}{message}{where}{more}{after}; all finished work is kept")
+
+    @property
+    def bad_input(self) -> bool:
+        """Whether every failure was due to what the caller gave."""
+        return all(isinstance(error, ValueError) for error in self.errors.values())
+
+
+def run_work(job: Job, inputs: Mapping[str, Artifact]) -> dict[str, bytes]:
+    """Do a job of a study; what it needs is loaded with the first one."""
+    from flatminima.study.work import run_job
+
+    return run_job(job, inputs)
+
+
+def execute(
+    jobs: Sequence[Job],
+    store: Store,
+    executor: Executor,
+    *,
+    listener: Listener | None = None,
+    work: Work = run_work,
+) -> None:
+    """Do all `jobs`, each after those it depends on, and write what they yield to the store.
+
+    With several workers, jobs on the longest remaining chain go first; one worker finishes network
+    after network in the order of the plan, so that a run that is cut short has whole ones. A job
+    that fails stops only those that need it; every job leaves a log in the store.
+
+    Args:
+        jobs: Unfinished jobs; what they depend on is among them or in the store.
+        store: Held by this process; see `Store.lock`.
+        executor: Where `work` is computed.
+        listener: Told of every job's start and end.
+        work: Does one job.
+
+    Raises:
+        StudyFailed: Some jobs failed; all others are done.
+        OSError: Nothing more can be written.
+        RuntimeError: A worker process was killed, or the cluster is gone.
+    """
+    tell = listener or (lambda event, job, seconds: None)
+    queue = _Queue(jobs, in_plan_order=executor.capacity == 1)
+    running: dict[Future[list[Outcome]], list[Job]] = {}
+    errors: dict[str, BaseException] = {}
+    log = ""
+    with _interrupts(held=not executor.in_process) as safe_point:
+        while queue.unfinished:
+            while len(running) < executor.capacity:
+                task = queue.take(executor.grain, executor.capacity)
+                if not task:
+                    break
+                for job in task:
+                    tell("started", job, 0.0)
+                wanted = _wanted(task[0])
+                running[executor.submit(work, task, wanted, lambda item: _read(store, item))] = task
+            if not running:
+                break  # what is left needs a job that failed
+            for future in _next_done(running, executor, safe_point):
+                task = running.pop(future)
+                for job, outcome in zip(task, _outcomes(future, safe_point), strict=True):
+                    store.write_log(job.kind, job.digest, outcome.log)
+                    error = outcome.error
+                    if error is not None:
+                        if isinstance(error, OSError) and error.errno in _FATAL:
+                            raise error
+                        log = log or str(store.log_path(job.kind, job.digest))
+                        errors[job.label] = error
+                        tell("failed", job, outcome.seconds)
+                        continue
+                    _write(store, job, outcome)
+                    queue.finish(job, outcome.seconds)
+                    tell("finished", job, outcome.seconds)
+    if errors:
+        raise StudyFailed(errors, queue.unfinished - len(errors), log)
+
+
+class _Queue:
+    """Which jobs can begin, the most urgent first, and how many of them make a task."""
+
+    def __init__(self, jobs: Sequence[Job], *, in_plan_order: bool) -> None:
+        self._pending = {job.digest: job for job in jobs}
+        self._order = TopologicalSorter(
+            {job.digest: [d for d in job.dependencies if d in self._pending] for job in jobs}
+        )
+        self._order.prepare()
+        order = list(self._pending) if in_plan_order else _most_urgent_first(jobs)
+        self._rank = {digest: number for number, digest in enumerate(order)}
+        self._ready: list[tuple[int, str]] = []
+        # By kind: seconds that finished jobs took, and were expected to take.
+        self._took: dict[str, tuple[float, float]] = {}
+        self.unfinished = len(self._pending)
+
+    def finish(self, job: Job, seconds: float) -> None:
+        """Take note that a job is done: others may begin."""
+        self._order.done(job.digest)
+        self.unfinished -= 1
+        took, expected = self._took.get(job.kind, (0.0, 0.0))
+        self._took[job.kind] = (took + seconds, expected + job_seconds(job))
+
+    def take(self, grain: float, capacity: int) -> list[Job]:
+        """The next task: the most urgent job, and more that read the same until `grain` seconds.
+
+        What a job is does not depend on the jobs beside it, so results do not depend on this.
+        """
+        for digest in self._order.get_ready():
+            heapq.heappush(self._ready, (self._rank[digest], digest))
+        if not self._ready:
+            return []
+        task = [self._pending[heapq.heappop(self._ready)[1]]]
+        if grain > 0:
+            alike = [
+                entry
+                for entry in sorted(self._ready)
+                if self._alike(self._pending[entry[1]], task[0])
+            ]
+            # Everybody gets some, however little there is.
+            most = -(-(len(alike) + 1) // capacity)
+            seconds = self._seconds(task[0])
+            for entry in alike:
+                job = self._pending[entry[1]]
+                seconds += self._seconds(job)
+                if len(task) >= most or seconds > grain:
+                    break
+                task.append(job)
+                self._ready.remove(entry)
+            heapq.heapify(self._ready)
+        return task
+
+    @staticmethod
+    def _alike(one: Job, other: Job) -> bool:
+        """Whether two jobs do the same kind of work on the same inputs."""
+        return (one.kind, one.dependencies, one.inputs) == (
+            other.kind,
+            other.dependencies,
+            other.inputs,
+        )
+
+    def _seconds(self, job: Job) -> float:
+        """About how long a job takes, judged by those of its kind that are done."""
+        took, expected = self._took.get(job.kind, (1.0, 1.0))
+        return job_seconds(job) * took / expected
+
+
+def _outcomes(future: "Future[list[Outcome]]", safe_point: Callable[[], None]) -> list[Outcome]:
+    """What a task yielded."""
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        safe_point()  # a signal to the whole group ends its workers first
+        raise RuntimeError(
+            "a worker process was killed (out of memory?); finished work is kept, try fewer"
+            " --workers"
+        ) from error
+
+
+def _write(store: Store, job: Job, outcome: Outcome) -> None:
+    """Put a job's artifact into the store."""
+    assert outcome.artifact is not None
+    store.write(
+        job.kind,
+        job.digest,
+        outcome.artifact,
+        settings=job.settings,
+        dependencies=job.dependencies,
+        provenance={**outcome.about, "seconds": round(outcome.seconds, 3)},
+    )
+
+
+def _next_done(
+    running: Mapping["Future[list[Outcome]]", object],
+    executor: Executor,
+    safe_point: Callable[[], None],
+) -> "set[Future[list[Outcome]]]":
+    """Wait until some of them are done, looking out for Ctrl-C and a lost cluster."""
+    while True:
+        safe_point()
+        done = wait(running, timeout=_ALERT, return_when=FIRST_COMPLETED).done
+        if done:
+            return done
+        executor.check()
+
+
+def _most_urgent_first(jobs: Sequence[Job]) -> list[str]:
+    """Digests by the seconds on the longest chain that begins with each job, then as planned."""
+    urgency = {job.digest: job_seconds(job) for job in jobs}
+    after = dict.fromkeys(urgency, 0.0)
+    for job in reversed(jobs):
+        urgency[job.digest] += after[job.digest]
+        for digest in job.dependencies:
+            if digest in after:
+                after[digest] = max(after[digest], urgency[job.digest])
+    return sorted(urgency, key=lambda digest: -urgency[digest])
+
+
+def _wanted(job: Job) -> list[Wanted]:
+    """The files that a job reads."""
+    return [
+        Wanted(kind, digest, under)
+        for digest, (kind, under) in zip(job.dependencies, job.inputs, strict=True)
+    ]
+
+
+def _read(store: Store, wanted: Wanted) -> dict[str, bytes]:
+    """The files of a finished job, from the store."""
+    if not store.done(wanted.kind, wanted.digest):
+        name = f"{wanted.kind}-{wanted.digest[:20]}"
+        raise StoreError(f"expected {name} in {store.root}, got nothing there")
+    return store.read(wanted.kind, wanted.digest, under=wanted.under)
+
+
+@contextlib.contextmanager
+def _interrupts(*, held: bool) -> Iterator[Callable[[], None]]:
+    """Make SIGTERM what Ctrl-C is; let both wait for a safe point if they are to be held.
+
+    Yields the function that raises them there. Raised wherever the driver happens to be, they can
+    leave a lock of the pool taken for ever, or be swallowed by a callback. A second one is raised
+    at once. Where jobs run in this process, all are: a job takes as long as it takes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    came = threading.Event()
+
+    def note(number: int, frame: Any) -> None:
+        if came.is_set() or not held:
+            raise KeyboardInterrupt
+        came.set()
+
+    def safe_point() -> None:
+        if came.is_set():
+            raise KeyboardInterrupt
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, note) for number in signals}
+    try:
+        yield safe_point
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

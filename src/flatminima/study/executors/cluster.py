@@ -1,0 +1,351 @@
+"""Computing on a Ray cluster: one that is there, or one of our own on this machine.
+
+The driver writes the store and nobody else: workers need no shared files. What jobs read is put
+into Ray's object store once and handed over by reference, a data set only to a node that has none
+of it. Nothing of ours listens on other than loopback unless an address is given.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flatminima.data import sources
+from flatminima.store import Artifact
+from flatminima.study.executors import Read, Wanted, gathered
+from flatminima.study.job import Job
+from flatminima.study.provenance import provenance
+from flatminima.study.worker import Outcome, Work, compute
+
+_RETRIES = 3  # of a task whose worker or node was lost; a job's own error is never retried
+_GRAIN = 5.0  # seconds of work per task; handing one over takes milliseconds
+_SHARED = 4 << 30  # bytes of finished work that are kept in Ray's object store
+_GLANCE = 2.0  # seconds between two looks at the cluster
+_GONE = 10.0  # seconds without an answer after which it is taken for gone
+_SAME = ("flatminima", "python", "torch", "numpy")  # versions that must agree
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one job of a kind takes of a node.
+
+    Attributes:
+        cpus: Cores.
+        gpus: Accelerators, or a share of one.
+        memory: Bytes.
+    """
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: int = 2 << 30
+
+
+class ClusterGone(RuntimeError):
+    """The cluster does not answer, or refuses; finished work is kept."""
+
+
+class Cluster:
+    """Computes on a Ray cluster that this process is connected to."""
+
+    grain = _GRAIN
+    in_process = False
+
+    def __init__(self, address: str, resources: Mapping[str, Resources]) -> None:
+        import ray
+
+        self._ray = ray
+        self._address = address
+        self._resources = resources
+        self._task = ray.remote(max_retries=_RETRIES, retry_exceptions=False, max_calls=0)(_run)
+        self._shared: OrderedDict[Wanted, tuple[Any, int]] = OrderedDict()
+        self._data: dict[str, list[Any]] = {}
+        self._versions = _versions()
+        self._looked = self._answered = time.monotonic()
+        self._slots = self._count_slots()
+
+    @property
+    def capacity(self) -> int:
+        """A task for every slot of the cluster as it is now, and some that wait for the next."""
+        return self._slots + max(1, self._slots // 4)
+
+    def submit(
+        self, work: Work, jobs: Sequence[Job], wanted: Sequence[Wanted], read: Read
+    ) -> "Future[list[Outcome]]":
+        """Make a Ray task of the jobs, with references to what they read."""
+        files = [self._share(item, read) for item in wanted]
+        takes = self._resources.get(jobs[0].kind, Resources())
+        try:
+            result = self._task.options(
+                num_cpus=takes.cpus, num_gpus=takes.gpus, memory=takes.memory
+            ).remote(work, list(jobs), list(wanted), self._versions, self._data_of(jobs), *files)
+        except self._ray.exceptions.RayError as error:
+            raise self._gone(error) from error
+        found: Future[list[Outcome]] = Future()
+        result.future().add_done_callback(lambda done: self._settle(found, done, jobs))
+        return found
+
+    def check(self) -> None:
+        """See now and then whether the cluster answers; Ray itself ends us when it gives up."""
+        now = time.monotonic()
+        if now - self._looked < _GLANCE:
+            return
+        self._looked = now
+        try:
+            host, _, port = self._address.rpartition(":")
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=_GLANCE):
+                self._answered = now
+        except OSError as error:
+            if now - self._answered > _GONE:
+                raise self._gone(error) from error
+            return
+        self._slots = self._count_slots()
+
+    def _gone(self, error: BaseException) -> ClusterGone:
+        words = " ".join(str(error).split())[:200]
+        return ClusterGone(
+            f"the Ray cluster at {self._address} is gone ({words}); finished work is kept: run the"
+            " same command again once it is back"
+        )
+
+    def _count_slots(self) -> int:
+        """How many of the least demanding tasks the cluster can do at once."""
+        have = self._ray.cluster_resources()
+        slots = [
+            min(
+                have.get(name, 0.0) / amount
+                for name, amount in (
+                    ("CPU", takes.cpus),
+                    ("GPU", takes.gpus),
+                    ("memory", takes.memory),
+                )
+                if amount > 0
+            )
+            for takes in self._resources.values() or [Resources()]
+        ]
+        return max(1, int(max(slots)))
+
+    def _share(self, wanted: Wanted, read: Read) -> Any:
+        """A reference to the files, put into the object store the first time."""
+        if wanted in self._shared:
+            self._shared.move_to_end(wanted)
+            return self._shared[wanted][0]
+        files = dict(read(wanted))
+        reference = self._ray.put(files)
+        self._shared[wanted] = (reference, sum(map(len, files.values())))
+        while len(self._shared) > 1 and sum(size for _, size in self._shared.values()) > _SHARED:
+            self._shared.popitem(last=False)  # a task that still needs it holds on to it
+        return reference
+
+    def _data_of(self, jobs: Sequence[Job]) -> dict[str, list[Any]]:
+        """References to the files of the jobs' data sets, in lists: to be fetched where needed."""
+        names = {job.settings["data"]["dataset"] for job in jobs if job.data}
+        for name in sorted(names - set(self._data)):
+            files = {file: path.read_bytes() for file, path in sources.fetch(name).items()}
+            self._data[name] = [self._ray.put(files)] if files else []
+        return {name: self._data[name] for name in names}
+
+    def _settle(
+        self, found: "Future[list[Outcome]]", done: "Future[Any]", jobs: Sequence[Job]
+    ) -> None:
+        """Pass on what a task yielded; jobs whose workers were lost again and again have failed."""
+        errors = self._ray.exceptions
+        try:
+            found.set_result(done.result())
+        except (errors.LocalRayletDiedError, errors.RaySystemError) as error:
+            found.set_exception(self._gone(error))
+        except errors.RayTaskError as error:
+            # Jobs' own errors are outcomes: this one comes from around them.
+            words = str(error.cause if error.cause is not None else error).strip().splitlines()
+            found.set_exception(
+                ClusterGone(
+                    f"expected the Ray cluster at {self._address} to run flatminima as it is here,"
+                    f" got: {words[-1] if words else type(error).__name__}; install the same"
+                    " versions on every node"
+                )
+            )
+        except errors.RayError as error:
+            words = str(error).strip().splitlines()
+            lost = RuntimeError(
+                f"its worker was lost {1 + _RETRIES} times (killed, or out of memory?):"
+                f" {words[0][:200] if words else type(error).__name__}"
+            )
+            log = f"{type(error).__name__}: {error}\n"
+            found.set_result([Outcome(None, 0.0, log, error=lost) for _ in jobs])
+        except BaseException as error:
+            found.set_exception(error)
+
+
+def _versions() -> dict[str, str]:
+    """Versions that decide results; a build for another device is the same version."""
+    return {
+        name: version.partition("+")[0]
+        for name, version in provenance()["versions"].items()
+        if name in _SAME
+    }
+
+
+def _run(
+    work: Work,
+    jobs: Sequence[Job],
+    wanted: Sequence[Wanted],
+    versions: Mapping[str, str],
+    data: Mapping[str, Sequence[Any]],
+    *files: Artifact,
+) -> list[Outcome]:
+    """A Ray task: some jobs, on a node that is as the driver is."""
+    found = _versions()
+    for name, version in versions.items():
+        if found.get(name) != version:
+            host = socket.gethostname()
+            raise RuntimeError(f"{name} {version} is wanted, {host} has {found.get(name)}")
+    for name, references in data.items():
+        _provide(name, references)
+    return compute(work, jobs, gathered(wanted, files))
+
+
+def _provide(name: str, references: Sequence[Any]) -> None:
+    """Fill this node's cache with a data set, unless it is there."""
+    if references and sources.download_size([name]) > 0:
+        import ray
+
+        for reference in references:
+            sources.take(name, ray.get(reference))
+
+
+@contextlib.contextmanager
+def open_cluster(
+    workers: int | None, address: str | None, resources: Mapping[str, Resources] | None = None
+) -> Iterator[Cluster]:
+    """A connection to a Ray cluster, closed afterwards; without an address one of our own.
+
+    Args:
+        workers: Cores of our own cluster; by default those of this machine.
+        address: As `ray.init` takes it: "auto", or host and port of a head node. The machine must
+            be a node of that cluster.
+        resources: What a job takes, by its kind.
+
+    Raises:
+        ValueError: Ray is not installed, or there are workers and an address.
+        ClusterGone: There is no cluster there, or it refuses.
+    """
+    takes = resources or {}
+    if address is None:
+        with _own_head(workers or os.cpu_count() or 1) as own, _connected(own) as at:
+            yield Cluster(at, takes)
+        return
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"expected the address of a head node such as 10.0.0.1:6379, got {address!r}, a Ray"
+            " client's; run flatminima on a node of the cluster"
+        )
+    with _connected(address) as at:
+        yield Cluster(at, takes)
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[str]:
+    """This process as a driver of the cluster at `address`; yields where its head is."""
+    ray = _ray()
+    try:
+        ray.init(
+            address,
+            log_to_driver=False,
+            configure_logging=False,
+            namespace="flatminima",
+        )
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        words = " ".join(str(error).split())[:300]
+        raise ClusterGone(
+            f"expected a Ray cluster at {address}, got: {words}; start one with 'ray start', or"
+            " leave out --address for one of its own"
+        ) from error
+    try:
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()
+
+
+def _ray() -> Any:
+    """Ray, or a line that says how to get it."""
+    try:
+        import ray
+    except ImportError:
+        raise ValueError(
+            "expected Ray for executor 'ray', got none installed; install flatminima[ray]"
+        ) from None
+    return ray
+
+
+@contextlib.contextmanager
+def _own_head(cpus: int) -> Iterator[str]:
+    """A head node on this machine that lives as long as this process wants; yields its address."""
+    with _environment(
+        # On any system: nodes are at the loopback address instead of the host's.
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+        RAY_task_oom_retries=str(_RETRIES),
+        RAY_DEDUP_LOGS="0",
+    ):
+        _ray()
+        port = _free_port()
+        folder = tempfile.mkdtemp(prefix="flatminima-ray-")
+        keeper = subprocess.Popen(
+            [
+                sys.executable,
+                str(Path(__file__).with_name("_head.py")),
+                str(cpus),
+                str(port),
+                folder,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is the driver's to handle
+        )
+        assert keeper.stdin is not None
+        assert keeper.stdout is not None
+        try:
+            line = keeper.stdout.readline()
+            fault = json.loads(line)["fault"] if line else "it ended at once"
+            if fault:
+                raise ClusterGone(
+                    f"expected Ray to start on this machine, got: {' '.join(fault.split())[-300:]}"
+                )
+            yield f"127.0.0.1:{port}"
+        finally:
+            keeper.stdin.close()
+            keeper.wait()
+            keeper.stdout.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Variables of the environment, set for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

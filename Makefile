@@ -10,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install extras study test lint site clean
+.PHONY: help install extras study test test-timm lint site clean
 
 help:
 	@echo "make study     reproduce the MNIST study in its quick version and say where the report is"
@@ -18,10 +18,11 @@ help:
 	@echo "               STUDY=studies/cifar10-quick.toml for CIFAR-10, about four minutes)"
 	@echo "make install   create .venv with the exact versions of requirements.lock"
 	@echo "make test      run all tests"
+	@echo "make test-timm run the tests with networks of timm, in an environment of their own"
 	@echo "make site      build the documentation's site into site/, after make extras"
 	@echo "make extras    install what further tests and the documentation's site need besides"
 	@echo "make lint      check style, types and the directions of imports"
-	@echo "make clean     remove .venv and caches; runs/ and results/ stay"
+	@echo "make clean     remove .venv, .venv-timm and caches; runs/ and results/ stay"
 	@echo
 	@echo "On Linux the default package index serves torch with CUDA (2.7 GB to download). The CPU"
 	@echo "build is 0.2 GB; to take it, name the index that serves it, which pytorch.org gives under"
@@ -73,6 +74,22 @@ test: export OMP_NUM_THREADS = 1
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
+# timm needs torchvision, whose builds fit one build of torch each; what goes wrong with it must not
+# reach the other tests. The environment sees the packages of .venv behind its own.
+test-timm: export OMP_NUM_THREADS = 1
+test-timm: .venv-timm/installed
+	.venv-timm/bin/python -m pytest tests/environments/test_timm.py $(PYTEST_ARGS)
+
+.venv-timm/installed: requirements-timm.lock .venv/installed
+	$(BIN)/python -m venv --clear --without-pip .venv-timm
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" \
+	  % sysconfig.get_path("purelib"))' > .venv-timm/beside.pth
+	@mv .venv-timm/beside.pth \
+	  "$$(.venv-timm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(PIP) --python .venv-timm install --no-deps \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements-timm.lock
+	@touch $@
+
 # The README is not formatted: its example is aligned by hand.
 lint: install
 	$(BIN)/ruff check .
@@ -86,5 +103,6 @@ site: extras
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
+	rm -rf .venv .venv-timm dist build
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

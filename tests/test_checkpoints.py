@@ -1,5 +1,6 @@
 """Checkpoints from strangers: what is read, what is refused, and that nothing of it runs."""
 
+import argparse
 import collections
 import io
 import json
@@ -104,6 +105,13 @@ def test_types_stay_and_the_tensors_outlive_the_file(tmp_path):
     found["b"][0, 0] = 7
     assert found["b"][1, 0] == 0
     assert not any(value.requires_grad for value in found.values())
+
+
+@pytest.mark.parametrize("write", [torch.save, old])
+def test_options_of_a_training_script_are_left_alone(tmp_path, image_net, write):
+    options = argparse.Namespace(lr=0.1, names=["a", "b"], resume=None)
+    write({"state_dict": image_net.state_dict(), "args": options}, tmp_path / "a.pt")
+    same(load_state(tmp_path / "a.pt", network=image_net), image_net.state_dict())
 
 
 def test_wrappers_in_the_middle_are_taken_off_where_the_network_lacks_them(tmp_path):
@@ -304,6 +312,9 @@ BOMBS = {
     "in a state": lambda b, p: torch.save({"a": torch.ones(2), "b": b}, p),
     "beside a state": lambda b, p: torch.save({"state_dict": {"a": torch.ones(2)}, "b": b}, p),
     "beside a state, old": lambda b, p: old({"state_dict": {"a": torch.ones(2)}, "b": b}, p),
+    "in options": lambda b, p: torch.save(
+        {"state_dict": {"a": torch.ones(2)}, "args": argparse.Namespace(b=b)}, p
+    ),
     "whole": lambda b, p: torch.save(Whole(b.target), p),
     "whole, old": lambda b, p: old(Whole(b.target), p),
     "in a zip": zipped_bomb,

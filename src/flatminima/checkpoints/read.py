@@ -4,6 +4,7 @@ Tensors stay in the file (memory-mapped) until the wanted ones are known, so tha
 optimizer in a training checkpoint cost no memory; what is returned is a copy.
 """
 
+import argparse
 import json
 import pickle
 import re
@@ -39,6 +40,9 @@ _BLOAT = 16
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _WHOLE = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)))
 _DTYPES = {getattr(torch, name) for name in (*_FLOATS, *_WHOLE)}
+# What scripts save beside the weights: options as they came from the command line, which can only
+# hold what may be read anyhow.
+_HARMLESS: list[Any] = [argparse.Namespace]
 _CHECKPOINT = "a safetensors or torch file of tensors"
 _UNRUN = "is not unpickled, as that runs code"
 _AGAIN = "fetch or save it again"
@@ -223,9 +227,11 @@ def _read_torch(path: Path, *, zipped: bool) -> dict[str, Tensor]:
     # torch takes any path of this suffix for safetensors; and it maps only paths.
     mapped = zipped and not path.name.endswith(".safetensors")
     options: dict[str, Any] = {"map_location": "cpu", "mmap": mapped}
+    harmless = torch.serialization.safe_globals(_HARMLESS)
     with _reading(path, "a torch file"), path.open("rb") as handle, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        content = torch.load(path if mapped else handle, weights_only=True, **options)
+        with harmless:
+            content = torch.load(path if mapped else handle, weights_only=True, **options)
     for _ in range(4):  # a hostile file can nest without end
         if _is_state(content):
             return dict(content)

@@ -1,12 +1,16 @@
-"""What the site has beyond docs/: the README as its first page, and the files that pages link to.
+"""What the site has beyond docs/: the README as its first page, the files that pages link to, and
+the pictures of the gallery.
 
-On GitHub a page reaches them by relative links; here they become pages and files of the site. A
-link to a folder, or to a page that the site does not have, becomes plain text.
+On GitHub a page reaches the files by relative links; here they become pages and files of the site.
+A link to a folder, or to a page that the site does not have, becomes plain text. A link to a script
+of the gallery becomes its picture and its code.
 """
 
 import re
 from pathlib import Path
 
+# Found beside this file, whose folder is on the path while hooks are loaded.
+import gallery_build
 from mkdocs.structure.files import File
 
 _ROOT = Path(__file__).parents[1]
@@ -15,7 +19,7 @@ _CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 def on_files(files, config):
-    """Add the README and everything that it and the pages link to."""
+    """Add the README and everything that it and the pages link to, and draw the gallery."""
     sources = {file.src_uri: Path(file.abs_src_path) for file in files.documentation_pages()}
     sources["index.md"] = _ROOT / "README.md"
     readme = _rewritten(sources["index.md"])
@@ -25,6 +29,8 @@ def on_files(files, config):
             target = _inside(source, found[3])
             if target is not None and _carried(target) and files.get_file_from_path(target) is None:
                 files.append(File.generated(config, target, abs_src_path=str(_ROOT / target)))
+    for place, content in gallery_build.site_files():
+        files.append(File.generated(config, place, content=content))
     return files
 
 
@@ -32,7 +38,11 @@ def on_page_markdown(markdown, page, **_):
     """Turn the links of a page that lead out of docs/ to what `on_files` added."""
     if page.file.src_uri == "index.md":
         return markdown
-    return _rewritten(_ROOT / "docs" / page.file.src_uri, markdown)
+    text = _rewritten(_ROOT / "docs" / page.file.src_uri, markdown)
+    if page.file.src_uri != "gallery.md":
+        return text
+    page.meta["hide"] = ["toc"]  # its column is room for the pictures
+    return gallery_build.with_pictures(text)
 
 
 def _inside(source, link):

@@ -12,10 +12,11 @@ def derive_seed(seed: int, *path: str | int) -> int:
 
     The parts are joined with their types, so `("a", 1)` and `("a", "1")` are different streams.
 
-    >>> derive_seed(0, "order", 1) == derive_seed(0, "order", 1)
-    True
-    >>> derive_seed(0, "order", 1) == derive_seed(0, "order", 2)
-    False
+    Examples:
+        >>> derive_seed(0, "order", 1) == derive_seed(0, "order", 1)
+        True
+        >>> derive_seed(0, "order", 1) == derive_seed(0, "order", 2)
+        False
     """
     text = repr((int(seed), *path)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1

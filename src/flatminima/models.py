@@ -70,8 +70,9 @@ def build_model(name: str, **settings: object) -> nn.Module:
     Raises:
         ValueError: For an unknown name or setting.
 
-    >>> sum(p.numel() for p in build_model("mlp").parameters())
-    900880
+    Examples:
+        >>> sum(p.numel() for p in build_model("mlp").parameters())
+        900880
     """
     if name not in _MODELS:
         raise ValueError(

@@ -17,6 +17,9 @@ Parameters: TypeAlias = Mapping[str, Tensor]
 Buffers: TypeAlias = Mapping[str, Tensor]
 """What it does not act on: running statistics, counters, position ids."""
 
+Real: TypeAlias = float | int
+"""A real number. Whole ones may be ints, which are no floats to a check at run time."""
+
 Images: TypeAlias = Float[Tensor, "samples channels height width"]
 Labels: TypeAlias = Int64[Tensor, " samples"]
 Mask: TypeAlias = Bool[Tensor, " samples"]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,6 +96,34 @@ def test_a_surface_in_tiles_is_the_same_surface(plane, landscape):
     np.testing.assert_array_equal(cells[:25].reshape(5, 5), whole.loss)
     again = assemble_surface(grid, landscape.losses(plane, wanted), landscape)
     assert again.equals(whole)
+
+
+@pytest.mark.parametrize(
+    ("whole", "real"),
+    [
+        ({"extent": (-1, 1)}, {"extent": (-1.0, 1.0)}),
+        ({"extent": ((-1, 1.5), (0, 2))}, {"extent": ((-1.0, 1.5), (0.0, 2.0))}),
+        ({"clip": 2, "refine": 1}, {"clip": 2.0, "refine": 1.0}),
+    ],
+)
+def test_whole_numbers_make_the_same_surface(plane, landscape, whole, real):
+    """Annotations are checked here, so that they must say that ints will do."""
+    surface, expected = (
+        fm.loss_surface(landscape, plane, resolution=3, **settings) for settings in (whole, real)
+    )
+    xr.testing.assert_identical(surface, expected)
+
+
+def test_whole_numbers_will_do_wherever_numbers_are_real(landscape):
+    first, second, *_ = states(perceptron, 3)
+    line = fm.loss_line(landscape, first, second, resolution=7, extent=(-1, 2))
+    radii = fm.flatness_radius(landscape, first, threshold=1, step=2, max_radius=4, directions=1)
+    recipe = fm.Recipe(epochs=1, learning_rate=1, momentum=0, stop_at_loss=1)
+    assert fm.randomize_labels(points(), 0, seed=0).digest == points().digest
+    assert recipe.settings() == fm.Recipe(epochs=1, learning_rate=1.0, stop_at_loss=1.0).settings()
+    assert fm.train(perceptron, points(), recipe, seed=0, match_loss=100).matched is not None
+    for value in (line.attrs["barrier"], radii.threshold, radii.max_radius, recipe.learning_rate):
+        assert isinstance(value, float)
 
 
 def test_holes_are_flagged_never_filled(landscape):

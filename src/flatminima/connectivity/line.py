@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from flatminima.landscape import Landscape, Losses, assemble_surface, stored_losses
 from flatminima.minimum import State
 from flatminima.subspace import Subspace
-from flatminima.types import PerPoint
+from flatminima.types import PerPoint, Real
 
 # A position this close to an end is that end, which steps of a tenth miss by rounding.
 _SAME = 1e-12
@@ -21,7 +21,7 @@ def loss_line(
     end: State,
     *,
     resolution: int = 25,
-    extent: tuple[float, float] = (0.0, 1.0),
+    extent: tuple[Real, Real] = (0.0, 1.0),
 ) -> xr.Dataset:
     """Evaluate the loss along the straight line through two states.
 
@@ -93,7 +93,7 @@ def _row(line: Subspace, positions: PerPoint) -> xr.Dataset:
     return row
 
 
-def _positions(resolution: int, extent: tuple[float, float]) -> PerPoint:
+def _positions(resolution: int, extent: tuple[Real, Real]) -> PerPoint:
     if resolution < 2:
         raise ValueError(f"expected a resolution of at least 2, got {resolution}; 25 is usual")
     low, high = extent

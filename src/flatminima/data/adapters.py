@@ -84,9 +84,10 @@ def as_dataset(
             between samples, inputs are not finite or not numbers, or a loader shuffles, augments,
             repeats or leaves out samples.
 
-    >>> data = as_dataset({"x": torch.zeros(3, 2), "y": torch.tensor([0, 1, 1])}, name="small")
-    >>> data.name, len(data), data.classes, list(data.inputs)
-    ('small', 3, 2, ['x'])
+    Examples:
+        >>> data = as_dataset({"x": torch.zeros(3, 2), "y": torch.tensor([0, 1, 1])}, name="small")
+        >>> data.name, len(data), data.classes, list(data.inputs)
+        ('small', 3, 2, ['x'])
     """
     if limit is not None and limit < 1:
         raise ValueError(f"expected a limit of at least 1, got {limit}; None keeps all samples")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatminima.types import Images, Labels, Mask, Nested
+from flatminima.types import Images, Labels, Mask, Nested, Real
 
 
 class Dataset:
@@ -35,9 +35,10 @@ class Dataset:
         ValueError: Leading lengths differ, labels lie outside the classes, or `mean` and `std` do
             not fit the images.
 
-    >>> data = Dataset(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
-    >>> len(data), data.classes
-    (3, 2)
+    Examples:
+        >>> data = Dataset(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
+        >>> len(data), data.classes
+        (3, 2)
     """
 
     def __init__(
@@ -48,8 +49,8 @@ class Dataset:
         name: str = "custom",
         split: str = "train",
         classes: int | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[Real] | None = None,
+        std: Sequence[Real] | None = None,
         changed: Mask | None = None,
         digest: str | None = None,
         class_names: Sequence[str] | None = None,

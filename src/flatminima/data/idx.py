@@ -28,8 +28,9 @@ def read_idx(content: bytes, *, name: str = "IDX data") -> UInt8[np.ndarray, "..
         ValueError: The header is not that of an IDX file of unsigned bytes, or the number of bytes
             is not what the header promises.
 
-    >>> read_idx(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]))
-    array([7, 8, 9], dtype=uint8)
+    Examples:
+        >>> read_idx(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]))
+        array([7, 8, 9], dtype=uint8)
     """
     if len(content) < 4:
         raise ValueError(

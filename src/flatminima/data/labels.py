@@ -6,10 +6,11 @@ from torch import Tensor
 from flatminima._seeds import derive_seed
 from flatminima.data.dataset import Dataset
 from flatminima.data.sources import SCHEMES, noisy_digest
+from flatminima.types import Real
 
 
 def randomize_labels(
-    dataset: Dataset, fraction: float, seed: int, *, scheme: str = "replace"
+    dataset: Dataset, fraction: Real, seed: int, *, scheme: str = "replace"
 ) -> Dataset:
     """A new data set in which a share of the labels is random; the given one is left as it is.
 
@@ -60,7 +61,7 @@ def randomize_labels(
     return dataset.relabelled(
         new.to(dataset.device),
         (new != labels).to(dataset.device),
-        digest=noisy_digest(dataset.digest, fraction, seed, scheme),
+        digest=noisy_digest(dataset.digest, float(fraction), seed, scheme),
     )
 
 

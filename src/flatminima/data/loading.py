@@ -52,9 +52,10 @@ def load_dataset(
         ValueError: The set or split is unknown, `limit` is out of range, a file is damaged, or no
             source gave the files.
 
-    >>> digits = load_dataset("digits", limit=100)
-    >>> digits.images.shape, digits.labels.bincount().tolist()
-    (torch.Size([100, 1, 8, 8]), [10, 10, 10, 10, 10, 10, 10, 10, 10, 10])
+    Examples:
+        >>> digits = load_dataset("digits", limit=100)
+        >>> digits.images.shape, digits.labels.bincount().tolist()
+        (torch.Size([100, 1, 8, 8]), [10, 10, 10, 10, 10, 10, 10, 10, 10, 10])
     """
     source = source_of(name)
     check_split(source, split)

@@ -17,6 +17,7 @@ from flatminima.flatness._walk import CENSORED, CROSSED, NON_FINITE, OUTCOMES, R
 from flatminima.landscape import Landscape
 from flatminima.minimum import State
 from flatminima.subspace import Subspace, norm
+from flatminima.types import Real
 
 # The search starts at this share of the moved parameters' norm.
 _GUESS = 0.1
@@ -29,14 +30,14 @@ def flatness_radius(
     landscape: Landscape,
     state: State,
     *,
-    threshold: float = 0.05,
+    threshold: Real = 0.05,
     directions: int = 20,
     seed: int = 0,
     parameters: str | Collection[str] = "all",
     protocol: str = "crossing",
-    step: float = 1.0,
-    tolerance: float = 1e-3,
-    max_radius: float | None = None,
+    step: Real = 1.0,
+    tolerance: Real = 1e-3,
+    max_radius: Real | None = None,
     buffers: str = "policy",
     first: int = 0,
 ) -> xr.Dataset:
@@ -68,8 +69,8 @@ def flatness_radius(
         first: Index of the first direction, to measure a sequence in parts.
 
     Returns:
-        A dataset over `direction` and `sign` with `radius`, `outcome` (0 crossed, 1 censored: not
-        reached by `max_radius`, 2 non_finite: the loss was not finite before it had risen),
+        A dataset over `direction` and `sign` with `radius`, `outcome` (0 crossed, 1 censored, not
+        reached by `max_radius`, 2 non_finite, the loss was not finite before it had risen),
         `evaluations` and `reentries` (how often the loss was seen to fall below the threshold
         again).
         Where a ray did not cross, `radius` is the last distance known to be below. With
@@ -85,6 +86,7 @@ def flatness_radius(
             `buffers="perturb"` for a network without running statistics.
     """
     _check(threshold, directions, protocol, step, tolerance, max_radius)
+    threshold, step, tolerance = float(threshold), float(step), float(tolerance)
     _check_buffers(buffers, protocol, parameters)
     origin = landscape.state(state)
     names = landscape.parameter_names(parameters)
@@ -186,12 +188,12 @@ def _with_variances(dataset: xr.Dataset, walk: Perturbed) -> xr.Dataset:
 
 
 def _check(
-    threshold: float,
+    threshold: Real,
     directions: int,
     protocol: str,
-    step: float,
-    tolerance: float,
-    max_radius: float | None,
+    step: Real,
+    tolerance: Real,
+    max_radius: Real | None,
 ) -> None:
     if protocol not in ("crossing", "stepwise"):
         raise ValueError(

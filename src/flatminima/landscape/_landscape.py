@@ -28,7 +28,7 @@ from flatminima.landscape._subsets import check_metrics, members_of
 from flatminima.landscape._world import quiet
 from flatminima.minimum import Minimum, State, as_minimum, split_state, unwrapped
 from flatminima.subspace import Subspace, choose
-from flatminima.types import Coordinates, Parameters
+from flatminima.types import Coordinates, Parameters, Real
 
 # A batch's largest activation should stay in a core's share of cache (1 to 2 MiB).
 _CACHE = 1_600_000
@@ -176,7 +176,7 @@ class Landscape:
         coordinates: Coordinates,
         *,
         precision: str | None = None,
-        clip: float | None = None,
+        clip: Real | None = None,
     ) -> Losses:
         """The loss at K points of a subspace.
 
@@ -343,10 +343,11 @@ class Landscape:
         path: Path,
         coordinates: Coordinates,
         arithmetics: Sequence[Arithmetic],
-        clip: float | None,
+        clip: Real | None,
     ) -> Losses:
         """The losses by the path that was chosen."""
-        meter = Meter(self._measures, len(coordinates), clip, len(self.dataset))
+        height = None if clip is None else float(clip)
+        meter = Meter(self._measures, len(coordinates), height, len(self.dataset))
         path.evaluate(coordinates, meter, arithmetics, self._batches)
         policy = path.problem.policy
         return meter.losses(len(self.dataset), path=path.name, batchnorm=policy)

@@ -8,7 +8,7 @@ from flatminima.landscape._landscape import Landscape
 from flatminima.landscape._losses import Losses
 from flatminima.landscape._refine import refine_losses
 from flatminima.subspace import Subspace
-from flatminima.types import Coordinates, PerPoint
+from flatminima.types import Coordinates, PerPoint, Real
 
 # Isometric axes reach this share of the anchors' width beyond them on every side.
 _MARGIN = 0.3
@@ -23,10 +23,10 @@ def loss_surface(
     subspace: Subspace,
     *,
     resolution: int = 50,
-    extent: tuple[float, float] | tuple[tuple[float, float], tuple[float, float]] | None = None,
+    extent: tuple[Real, Real] | tuple[tuple[Real, Real], tuple[Real, Real]] | None = None,
     coordinates: str = "isometric",
-    clip: float | None = None,
-    refine: float | None = None,
+    clip: Real | None = None,
+    refine: Real | None = None,
 ) -> xr.Dataset:
     """Evaluate the loss over a grid of a plane.
 
@@ -79,14 +79,14 @@ def loss_surface(
         lambda chosen: landscape.losses(subspace, points[chosen], clip=clip),
         grid.sizes["y"],
         grid.sizes["x"],
-        refine,
+        float(refine),
     )
     surface = assemble_surface(grid, losses.followed_by(anchors), landscape, stored=stored)
     interpolated = refinement.interpolated.reshape(grid["u"].shape).astype(np.int8)
     surface["interpolated"] = (("y", "x"), interpolated)
     surface["interpolated"].attrs.update(flag_values=[0, 1], flag_meanings="evaluated interpolated")
     return surface.assign_attrs(
-        refine=refine,
+        refine=float(refine),
         held_out=refinement.held_out,
         held_out_largest=refinement.largest,
         held_out_rms=refinement.root_mean_square,
@@ -110,7 +110,7 @@ def surface_grid(
     subspace: Subspace,
     *,
     resolution: int = 50,
-    extent: tuple[float, float] | tuple[tuple[float, float], tuple[float, float]] | None = None,
+    extent: tuple[Real, Real] | tuple[tuple[Real, Real], tuple[Real, Real]] | None = None,
     coordinates: str = "isometric",
 ) -> xr.Dataset:
     """The grid of `loss_surface` without losses: axes, positions and anchors."""
@@ -230,7 +230,7 @@ def assemble_surface(
 
 def _extents(
     subspace: Subspace,
-    extent: tuple[float, float] | tuple[tuple[float, float], tuple[float, float]] | None,
+    extent: tuple[Real, Real] | tuple[tuple[Real, Real], tuple[Real, Real]] | None,
     barycentric: bool,
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     if extent is None and barycentric:

@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from flatminima.types import Real
+
 # Settings that joined later, and the values under which they change nothing.
 _ADDED = (("augment", "none"), ("precision", "float32"))
 
@@ -39,13 +41,13 @@ class Recipe:
     epochs: int = 30
     batch_size: int = 64
     optimizer: str = "sgd"
-    learning_rate: float = 0.01
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    learning_rate: Real = 0.01
+    momentum: Real = 0.0
+    weight_decay: Real = 0.0
     schedule: str = "constant"
     step_epochs: int | None = None
-    step_factor: float = 0.1
-    stop_at_loss: float | None = None
+    step_factor: Real = 0.1
+    stop_at_loss: Real | None = None
     augment: str = "none"
     precision: str = "float32"
 
@@ -100,9 +102,13 @@ class Recipe:
             "a precision 'float32' or 'bfloat16'",
             self.precision,
         )
+        # Whole numbers are the same recipe, and its settings the same bytes.
+        for name in ("learning_rate", "momentum", "weight_decay", "step_factor", "stop_at_loss"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, float(value))
 
 
-def _positive(value: float) -> bool:
+def _positive(value: Real) -> bool:
     return 0 < value < math.inf
 
 

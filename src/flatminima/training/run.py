@@ -41,6 +41,7 @@ from flatminima.training._network import (
     state_tensors,
 )
 from flatminima.training.recipe import Recipe
+from flatminima.types import Real
 
 Progress: TypeAlias = Callable[[int, int, dict[str, float]], None]
 
@@ -57,7 +58,7 @@ def train(
     *,
     seed: int,
     test: Dataset | None = None,
-    match_loss: float | None = None,
+    match_loss: Real | None = None,
     progress: Progress | None = None,
 ) -> Minimum:
     """Train a network by cross-entropy to the end of the recipe.
@@ -79,7 +80,7 @@ def train(
             of the history.
 
     Returns:
-        The state at the end. Its `history` is an `xarray.Dataset` over `epoch` (0: before
+        The state at the end. Its `history` is an `xarray.Dataset` over `epoch` (0 is before
         training), with `train_loss`, `train_accuracy` and, with `test`, `test_loss` and
         `test_accuracy`, each over the whole set in evaluation mode. Its attribute `outcome` is
         `"fitted"`; `"chance"`, where the train loss is within 2 % of the entropy of the labels or
@@ -115,12 +116,13 @@ class TrainingRun:
         *,
         seed: int,
         test: Dataset | None,
-        match_loss: float | None,
+        match_loss: Real | None,
     ) -> None:
         self.epoch = 0
         self.matched: Minimum | None = None
         self.matched_epoch = -1
-        self._recipe, self._seed, self._match_loss = recipe, seed, match_loss
+        self._recipe, self._seed = recipe, seed
+        self._match_loss = None if match_loss is None else float(match_loss)
         self._data, self._test = dataset, test
         self._rows: list[dict[str, float]] = []
         self._entropy = entropy(dataset)
@@ -140,7 +142,7 @@ class TrainingRun:
         *,
         seed: int,
         test: Dataset | None = None,
-        match_loss: float | None = None,
+        match_loss: Real | None = None,
     ) -> "TrainingRun":
         """A run before its first epoch; the losses at initialisation are measured here.
 
@@ -166,7 +168,7 @@ class TrainingRun:
         *,
         seed: int,
         test: Dataset | None = None,
-        match_loss: float | None = None,
+        match_loss: Real | None = None,
     ) -> "TrainingRun":
         """The run whose state `to_bytes` gave as `data`, given the same arguments as at its start.
 

@@ -29,7 +29,32 @@ def empty(): return torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64)
 def infinite(): return torch.full((3, 6), torch.inf), torch.zeros(3, dtype=torch.int64)
 def alone(): return torch.zeros(4, 6)
 def fractions(): return torch.zeros(4, 6), torch.zeros(4)
+def pictures(): return torch.zeros(4, 6), torch.zeros(4, 4)
+def count(batch): return len(batch["labels"])
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = build()
+    def forward(self, input, labels):
+        outputs = self.net(input)
+        return {"loss": outputs.square().mean(), "logits": outputs}
 def named(): return {"input": data()[0], "labels": data()[1]}
+def mask(): return data()[1] == 1
+def short(): return data()[1][:5] == 1
+def nobody(): return data()[1] == 9
+def nans(): return torch.full((41,), torch.nan)
+def rows(): return [3, 4]
+def numbered(): return range(41)
+def words(): return ["even"] * 41
+def nameless(): return {"a/b": mask()}
+def groupless(): return {}
+def mean(outputs, targets): return outputs.mean()
+def wide(outputs, targets): return outputs
+def three(outputs, targets): return outputs[:3, 0]
+def listed(outputs, targets): return outputs[:, 0].tolist()
+def loss(outputs, targets): return outputs[:, 0]
+def position(outputs, targets): return outputs[:, 0]
+def loss_mask(outputs, targets): return outputs[:, 0]
 def raises(outputs, targets): raise KeyError("what")
 number = 3
 """
@@ -120,19 +145,60 @@ EVERY = [
     ("--name ../elsewhere", "expected --name of letters"),
     ("--name a/b", "expected --name of letters"),
 ]
+# A network that computes its own loss.
+READER = (
+    "--loss model --weight task:count --model task:Reader --data task:named"
+    " --weights prefixed.safetensors prefixed.safetensors"
+)
+BESIDE = [
+    ("--subset task", "expected --subset as module:name"),
+    ("--subset task:gone", "expected --subset 'task:gone' to exist"),
+    ("--subset task:raises", "expected --subset 'task:raises' to work without arguments"),
+    ("--subset task:short", "expected 41 true or false, or whole numbers, one for each sample"),
+    ("--subset task:nobody", "expected samples in group 'nobody'"),
+    ("--subset task:nans", "got float32 [41]; compare, such as labels == 3"),
+    ("--subset task:rows", "got int64 [2]"),
+    ("--subset task:number", "got int64 []"),
+    ("--subset task:numbered", "different numbers"),
+    ("--subset task:words", "got list as 'words'; return one value per sample"),
+    ("--subset task:groupless", "expected groups from --subset 'task:groupless', got none"),
+    ("--subset task:nameless", "got 'a/b' from --subset 'task:nameless'; rename it"),
+    ("--subset task:mask task:mask", "names that differ, got 'mask' again"),
+    ("--metric task", "expected --metric as module:name"),
+    ("--metric task:gone", "expected --metric 'task:gone' to exist"),
+    ("--metric task:number", "expected --metric 'task:number' as a function"),
+    ("--metric task:data", "got TypeError from it"),
+    ("--metric task:raises", "got KeyError from it ('what'); check shapes and types"),
+    ("--metric task:mean", "a tensor [2] of a batch of 2, got []; do not take the mean"),
+    ("--metric task:wide", "got [2, 4]"),
+    ("--metric task:three", "expected --metric 'task:three' to return one value per sample"),
+    ("--metric task:listed", "got list"),
+    ("--metric task:loss", "names of metrics that results do not have anyhow, got 'loss'"),
+    ("--metric task:position", "got 'position' from --metric 'task:position'; rename"),
+    ("--metric task:loss_mask --subset task:mask", "got 'loss_mask'"),
+    ("--metric task:mask task:mask", "names that differ, got 'mask' twice"),
+    ("--per-class --loss mse --data task:pictures", "expected targets that are classes"),
+    (f"--per-class {READER}", "expected no subsets with loss='model'"),
+    (f"--metric task:wide {READER}", "expected --metric 'task:wide' to return one value"),
+]
 SOME = {
     "surface": [
         ("--resolution x", "'--resolution'"),
         ("--extent 1,2,3", "two numbers with a comma"),
         ("--extent 0,inf", "two numbers with a comma"),
         ("--extent nan,1", "two numbers with a comma"),
-        ("--coordinates barycentric", "three anchors for barycentric"),
+        ("--coordinates barycentric", "expected --coordinates only for three networks"),
         ("--clip nan", "expected a finite clip"),
         ("--seed 0.5", "'--seed'"),
         ("--scaling filters", "'unit', 'layer' or 'filter', got 'filters'"),
         ("--parameters conv*", "the names are 0.weight, 0.bias"),
+        *BESIDE,
     ],
-    "line": [("--resolution 2", "'--resolution'"), ("--weights a.pt b.pt c.pt", "got 3")],
+    "line": [
+        ("--resolution 2", "'--resolution'"),
+        ("--weights a.pt b.pt c.pt", "got 3"),
+        *BESIDE,
+    ],
     "radius": [
         ("--directions many", "'--directions'"),
         ("--threshold nan", "expected a finite threshold"),
@@ -147,13 +213,15 @@ SOME = {
         ("--resolution 1", "'--resolution'"),
     ],
 }
+UNUSED = {
+    ("check", "--name"): "expected --name only with --out",
+    ("radius", "--precision"): "expected --precision only for a surface or line",
+}
 TABLE = [
     *(
-        (command, options, piece)
+        (command, options, UNUSED.get((command, options.split()[0]), piece))
         for command in SOME
         for options, piece in EVERY
-        # Without a store a name is not used.
-        if not (command == "check" and options.startswith("--name"))
     ),
     *((command, options, piece) for command, rows in SOME.items() for options, piece in rows),
 ]

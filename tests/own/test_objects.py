@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from flatminima.own.objects import load_object, source_digest
+from flatminima.own.objects import load_object
+from flatminima.own.sources import source_digest
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,8 @@
 """The commands on a user's own networks, from a folder with a single Python file."""
 
+import importlib
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,9 +92,6 @@ number = 3
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with net.py and three fitted networks, in which commands are given."""
-    import importlib
-    import sys
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(NET)
     sys.modules.pop("net", None)
@@ -181,6 +180,7 @@ def test_a_second_call_computes_nothing_and_a_changed_source_everything(folder, 
     assert "nothing to do" in capsys.readouterr().out
     assert sorted(path.name for path in Path("runs/jobs").iterdir()) == first
     Path("net.py").write_text(NET + "\n# changed\n")
+    sys.modules.pop("net")  # as in a new process
     assert flatminima(*command) == 0
     assert len(list(Path("runs/jobs").iterdir())) == 2 * len(first)
 
@@ -271,7 +271,7 @@ BAD = [
     ("surface", "--coordinates polar", "'isometric' or 'barycentric'"),
     ("surface", "--clip -1", "expected a positive clip"),
     ("surface", "--clip 2 --loss net:negative", "never negative"),
-    ("surface", "--parameters 0.*", "all parameters on the plane"),
+    ("surface", "--parameters 0.*", "expected --parameters only around one network"),
     ("surface", "--weights a.pt b.pt", "expected three networks"),
     ("surface", "--weights a.pt a.pt b.pt", "identical or collinear"),
     ("surface", "--weights a.pt b.pt gone.pt", "gone.pt"),

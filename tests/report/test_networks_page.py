@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from flatminima.report import write_networks_report
-from flatminima.report.networks import drawn_height
+from flatminima.report import style, write_networks_report
+from flatminima.report.networks import drawn_height, line_caption, line_figure
+from flatminima.report.networks.maps import maps_figures, maps_section
+from flatminima.report.networks.page import _drawn
+from flatminima.report.surfaces import levels_below
 from flatminima.store import Store, StoreError, dataset_to_files
 
 NAMES = ["a <b>&.pt", "runs/seed_1", "c$x_2.safetensors"]
@@ -160,7 +163,134 @@ def test_a_page_of_nothing_known_is_refused(tmp_path):
         ([np.nan, np.nan], 1.0),
         ([-2.0, -1.0], 1.0),
         ([0.0, 0.0], 1.0),
+        ([0.16], 0.18),  # at 0.16 two lines of a map would be at 0.1
     ],
 )
 def test_a_surface_is_drawn_up_to_where_it_can_be_seen(losses, height):
     np.testing.assert_allclose(drawn_height(np.array(losses)), height)
+
+
+def test_the_lines_of_a_map_differ_at_every_height():
+    for height in [*range(10, 100), *np.arange(10, 100) / 1000]:
+        levels = levels_below(drawn_height(np.array([height], dtype=float)))
+        assert (np.diff(levels) > 0).all(), height
+
+
+def surface(groups=2, *, metrics=("top5",), clip=None):
+    """A plane through three networks on which groups of samples and metrics were told apart."""
+    axis = np.linspace(-1.0, 2.0, 5)
+    u, v = np.meshgrid(axis, axis)
+    names = [f"group <{index}>" for index in range(groups)]
+    values = {"loss": u**2 + v**2 + 0.1, "accuracy": 1 / (1 + u**2)}
+    for index, name in enumerate(names):
+        values |= {f"loss_{name}": (index + 1) * (u**2 + 0.1), f"accuracy_{name}": 1 / (1 + v**2)}
+    values |= dict.fromkeys(metrics, u - v)
+    outcome = np.zeros(u.shape, dtype=np.int8)
+    if clip is not None:
+        outcome[u**2 + v**2 > clip] = 2
+        values = {
+            name: np.where(outcome == 2, clip if name == "loss" else np.nan, each)
+            for name, each in values.items()
+        }
+    values = {"u": u, "v": v, "outcome": outcome, **values}
+    anchors = {"u": [0.0, 1.0, 0.5], "v": [0.0, 0.0, 1.0]}
+    anchors |= {name: np.full(3, 0.25) for name in values if name not in ("u", "v", "outcome")}
+    data = xr.Dataset(
+        {name: (("y", "x"), each) for name, each in values.items()}
+        | {f"anchor_{name}": ("anchor", np.asarray(each)) for name, each in anchors.items()}
+        | {"anchor_distance": (("anchor", "other"), np.ones((3, 3)))},
+        coords={"x": axis, "y": axis},
+        attrs={**ABOUT, "networks": NAMES, "axes": "isometric", "dimensions": 2},
+    )
+    data["outcome"].attrs.update(
+        flag_values=[0, 1, 2], flag_meanings="finite non_finite above_clip"
+    )
+    if clip is not None:
+        data.attrs["clip"] = clip
+    if groups:
+        data.attrs.update(subsets=names, subset_samples=[7] * groups)
+    if metrics:
+        data.attrs.update(metrics=list(metrics))
+    return data
+
+
+def words_of(data):
+    """The section of groups and metrics as text."""
+    study = _drawn("mine", {}, data, ())
+    with style.figure_style():
+        figures = {name: text for name, _, text in maps_figures(study, data)}
+    return " ".join(
+        html.unescape(re.sub(r"<[^>]+>", " ", maps_section(study, data))).split()
+    ), figures
+
+
+def test_groups_and_metrics_are_maps_with_a_table():
+    text, figures = words_of(surface())
+    assert set(figures) == {"groups", "metrics"}
+    for words in ("By group of samples", "group <0> (7 samples)", "Metrics", "top5"):
+        assert words in text
+    # The largest loss is that of a group; all are drawn on one scale.
+    assert "in the same colours, drawn up to 8.2" in figures["groups"]
+    assert text.count("loss (drawn up to 8.2)") == 3
+    assert "loss, all samples 1,234 0.25 0.25 0.25 0.225 8.1" in text
+    assert "loss, group <1> 7 0.25 0.25 0.25 0.325 8.2" in text
+    assert "accuracy, group <0> 7 0.25 0.25 0.25 0.2 0.9412" in text
+    assert "top5 1,234 0.25 0.25 0.25 -3 3" in text
+
+
+def test_many_groups_are_not_all_drawn_but_all_told():
+    text, figures = words_of(surface(17, metrics=()))
+    assert "The first 15 of 17 groups; the others are in the table." in figures["groups"]
+    assert text.count("loss (drawn up to") == 16
+    assert "loss, group <16>" in text
+    assert "metrics" not in figures
+
+
+def test_of_stopped_points_nothing_is_said_for_groups():
+    text, figures = words_of(surface(clip=2.0))
+    assert "Of points that were stopped nothing is known for groups" in figures["groups"]
+    assert "hatched: loss not computed or not finite" in text
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3.0, -np.inf])
+def test_maps_of_one_value_or_of_none(value):
+    data = surface(1)
+    for name in ("loss_group <0>", "top5"):
+        data[name][:] = value
+    text, _ = words_of(data)
+    assert re.search("top5 1,234 0.25 0.25 0.25 (3 3|nan nan)", text)
+
+
+def test_a_surface_without_them_says_nothing_of_them():
+    assert words_of(surface(0, metrics=())) == ("", {})
+
+
+@pytest.mark.parametrize("count", [2, 20])
+def test_a_line_tells_groups_apart(count):
+    data = line()
+    names = [f"class_{index}" for index in range(count)]
+    for name in names:
+        data[f"loss_{name}"] = data["loss"] * 2
+        data[f"accuracy_{name}"] = data["accuracy"] / 2
+    data["top5"] = data["accuracy"]
+    data.attrs.update(subsets=names, subset_samples=[7] * count, metrics=["top5"])
+    loss, accuracy, top5 = line_figure(data).axes
+    drawn = min(count, 15)
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == [
+        "all samples", *names[:drawn],
+    ]  # fmt: skip
+    strokes = {(each.get_color(), each.get_linestyle()) for each in loss.get_lines()[2:]}
+    assert len(strokes) == drawn
+    assert len(accuracy.get_lines()) == 1 + drawn
+    assert len(top5.get_lines()) == 1
+    assert ("The first 15 of 20 groups are drawn." in line_caption(data)) == (count == 20)
+
+
+def test_figures_of_what_is_no_longer_measured_are_removed(written, tmp_path):
+    page = tmp_path / "page"
+    page.mkdir()
+    for name in ("figure-groups.png", "figure-groups.svg", "figure-metrics.png", "mine.png"):
+        (page / name).write_text("old")
+    left = {path.name for path in written(line=line()).iterdir()}
+    assert "mine.png" in left
+    assert not {"figure-groups.png", "figure-groups.svg", "figure-metrics.png"} & left

@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -11,7 +12,40 @@ import typer
 from flatminima.cli import _own
 
 if TYPE_CHECKING:
-    from flatminima.own import OwnNetworks
+    from flatminima.own import Measurement, OwnNetworks
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the shared options ask for.
+
+    Attributes:
+        own: The networks, with data and loss.
+        name: What to call them in the store.
+        title: And on the page.
+        limit: So many samples, if not all.
+        given: The options that were given, at whatever value.
+    """
+
+    own: Any  # `OwnNetworks`, whose room is imported when a command runs
+    name: str
+    title: str
+    limit: int | None
+    given: frozenset[str]
+
+    def beside(
+        self, subset: list[str] | None, metric: list[str] | None, per_class: bool
+    ) -> "OwnNetworks":
+        """The networks, of which more is measured than the loss."""
+        from flatminima.own import measured_beside
+
+        return measured_beside(
+            self.own,
+            subsets=subset or (),
+            metrics=metric or (),
+            per_class=per_class,
+            limit=self.limit,
+        )
 
 
 def _shared(
@@ -57,7 +91,7 @@ def _shared(
     name: Annotated[
         str | None, typer.Option(help="What to call it in the store and on the page.")
     ] = None,
-) -> "tuple[OwnNetworks, str, str]":
+) -> tuple[Any, str, str]:
     """The networks, their name in the store, and a title."""
     import torch
 
@@ -84,9 +118,13 @@ def _shared(
 def on_networks(command: Callable[..., None]) -> Callable[..., None]:
     """A command with the shared options before its own, given the networks that they name.
 
+    An option that was given and would do nothing is refused: nobody should believe that a result
+    depends on it.
+
     Args:
-        command: Takes the networks, a name and a title by position, its own options by keyword.
+        command: Takes what the shared options ask for by position, its own options by keyword.
     """
+    kind = command.__name__
     shared = inspect.signature(_shared).parameters
     hints = {**get_type_hints(command, include_extras=True), **_hints()}
     own = [
@@ -96,15 +134,116 @@ def on_networks(command: Callable[..., None]) -> Callable[..., None]:
     ]
 
     @functools.wraps(command)
-    def called(**options: Any) -> None:
-        own_networks, name, title = _shared(**{key: options.pop(key) for key in shared})
-        command(own_networks, name, title, **options)
+    def called(*, context: Any, **options: Any) -> None:
+        given = _given(context)
+        _refuse_by_count(kind, given, options)
+        limit = options["limit"]
+        networks, name, title = _shared(**{key: options.pop(key) for key in shared})
+        _refuse_by_network(kind, given, networks)
+        command(Asked(networks, name, title, limit, given), **options)
 
     keywords = [each.replace(kind=each.KEYWORD_ONLY) for each in shared.values()]
-    parameters = [each.replace(annotation=hints[each.name]) for each in (*keywords, *own)]
+    parameters = [
+        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+        *(each.replace(annotation=hints[each.name]) for each in (*keywords, *own)),
+    ]
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {each.name: each.annotation for each in parameters}
     return called
+
+
+def _given(context: Any) -> frozenset[str]:
+    """The options that were given, at whatever value."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return frozenset(
+        name for name, source in sources.items() if source and source.name == "COMMANDLINE"
+    )
+
+
+def _refuse(given: Collection[str], options: Collection[str], where: str, cure: str) -> None:
+    """Raise `ValueError` if an option was given where it does nothing.
+
+    Args:
+        given: All options that were given.
+        options: Those that do nothing here.
+        where: What they are for, and what there is instead.
+        cure: What else to do than leave it out.
+    """
+    found = [f"--{name.replace('_', '-')}" for name in options if name in given]
+    if found:
+        raise ValueError(f"expected {' and '.join(found)} only {where}; leave it out{cure}")
+
+
+def _refuse_by_count(kind: str, given: Collection[str], options: dict[str, Any]) -> None:
+    """What the command and the number of checkpoints decide, before anything is opened."""
+    networks = len(options["weights"])
+    if kind == "surface" and networks == 3:
+        _refuse(
+            given,
+            ("seed", "scaling", "parameters"),
+            "around one network, where the plane is random, got three networks, which span it",
+            ", or name one checkpoint",
+        )
+    if kind == "surface" and networks == 1:
+        _refuse(
+            given,
+            ("coordinates",),
+            "for three networks, of which a point may be a mixture, got one",
+            ", or name three checkpoints",
+        )
+    if kind == "radius":
+        _refuse(
+            given,
+            ("precision",),
+            "for a surface or line, got it for radii, which are always exact",
+            "",
+        )
+    if kind == "check" and options["out"] is None:
+        _refuse(
+            given,
+            ("name",),
+            "with --out, for what is stored there, got nothing to be stored",
+            ", or give --out",
+        )
+    if "prefix" in given and not options["prefix"]:
+        raise ValueError(
+            "expected --prefix as what stands before the names in the checkpoints, got nothing;"
+            " leave it out"
+        )
+
+
+def _refuse_by_network(kind: str, given: Collection[str], own: "OwnNetworks") -> None:
+    """What the network decides."""
+    from flatminima.own.check import has_noise
+
+    network = type(own.network).__name__
+    if not own.landscape.stores_statistics:
+        _refuse(
+            given,
+            ("batchnorm",),
+            f"for BatchNorm layers with running statistics, got {network} without any",
+            "",
+        )
+    if kind == "check" and not has_noise(own):
+        _refuse(
+            given,
+            ("threshold",),
+            "for comparison with the noise of single precision, got a network without it",
+            "",
+        )
+
+
+def _refuse_where_exact(given: Collection[str], own: "OwnNetworks", made: "Measurement") -> None:
+    """What the parameters that move decide."""
+    from flatminima.own.measure import exact_anyway
+
+    if "precision" in given and exact_anyway(own, made):
+        _refuse(
+            given,
+            ("precision",),
+            "where more than the last layer moves, got that alone, which is always exact",
+            "",
+        )
 
 
 def _hints() -> dict[str, Any]:
@@ -114,15 +253,27 @@ def _hints() -> dict[str, Any]:
     return given
 
 
-Own = Any  # `OwnNetworks`, whose room is imported when a command runs
 Out = Annotated[Path, typer.Option("--out", help="Folder in which results are stored.")]
 Parameters = Annotated[str, typer.Option(help="What moves: all, top, or a glob of names.")]
+Subset = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODULE:NAME...",
+        help="Returns which samples to tell apart: a mask, numbers of groups, or either by name.",
+    ),
+]
+Metric = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODULE:NAME...",
+        help="Also measure this: a function of outputs and targets, a value per sample.",
+    ),
+]
+PerClass = Annotated[bool, typer.Option("--per-class", help="Tell the classes' losses apart.")]
 
 
 def surface(
-    own: Own,
-    store_name: str,
-    title: str,
+    asked: Asked,
     *,
     out: Out = Path("runs"),
     resolution: Annotated[int, typer.Option(min=2, help="Points along each axis.")] = 25,
@@ -134,10 +285,14 @@ def surface(
         str, typer.Option(help="Of its directions: filter, layer or unit.")
     ] = "filter",
     parameters: Parameters = "all",
+    subset: Subset = None,
+    metric: Metric = None,
+    per_class: PerClass = False,
 ) -> None:
     """Draw the loss on the plane through three of your networks, or around one."""
     from flatminima.own import plan_surface
 
+    own = asked.beside(subset, metric, per_class)
     made = plan_surface(
         own,
         resolution=resolution,
@@ -148,28 +303,30 @@ def surface(
         scaling=scaling,
         parameters=parameters,
     )
-    _own.measure(own, made, out=out, name=store_name, title=title)
+    _refuse_where_exact(asked.given, own, made)
+    _own.measure(own, made, out=out, name=asked.name, title=asked.title)
 
 
 def line(
-    own: Own,
-    store_name: str,
-    title: str,
+    asked: Asked,
     *,
     out: Out = Path("runs"),
     resolution: Annotated[int, typer.Option(min=3, help="Points on the line.")] = 25,
+    subset: Subset = None,
+    metric: Metric = None,
+    per_class: PerClass = False,
 ) -> None:
     """Follow the loss between two of your networks, and measure the barrier."""
     from flatminima.own import plan_line
 
+    own = asked.beside(subset, metric, per_class)
     made = plan_line(own, resolution=resolution)
-    _own.measure(own, made, out=out, name=store_name, title=title)
+    _refuse_where_exact(asked.given, own, made)
+    _own.measure(own, made, out=out, name=asked.name, title=asked.title)
 
 
 def radius(
-    own: Own,
-    store_name: str,
-    title: str,
+    asked: Asked,
     *,
     out: Out = Path("runs"),
     directions: Annotated[int, typer.Option(min=1, help="Random directions, both ways.")] = 10,
@@ -183,7 +340,7 @@ def radius(
     from flatminima.own import plan_radii
 
     made = plan_radii(
-        own,
+        asked.own,
         directions=directions,
         threshold=threshold,
         seed=seed,
@@ -191,13 +348,11 @@ def radius(
         tolerance=tolerance,
         max_radius=max_radius,
     )
-    _own.measure(own, made, out=out, name=store_name, title=title)
+    _own.measure(asked.own, made, out=out, name=asked.name, title=asked.title)
 
 
 def check(
-    own: Own,
-    store_name: str,
-    title: str,
+    asked: Asked,
     *,
     out: Annotated[
         Path | None, typer.Option(help="Also note it in this store, and on its page.")
@@ -207,7 +362,12 @@ def check(
 ) -> None:
     """Is it right? Check your networks, data and loss, and say what a grid would cost."""
     good = _own.check(
-        own, threshold=threshold, resolution=resolution, out=out, name=store_name, title=title
+        asked.own,
+        threshold=threshold,
+        resolution=resolution,
+        out=out,
+        name=asked.name,
+        title=asked.title,
     )
     if not good:
         raise typer.Exit(1)

@@ -139,7 +139,10 @@ def _say(kind: str, result: Any) -> list[str]:
     if kind == "line":
         barrier, at = result.attrs["barrier"], result.attrs["barrier_position"]
         ends = result["loss"].values[[0, -1]]
-        return [f"losses {ends[0]:.4g} and {ends[1]:.4g}; barrier {barrier:.4g} at {at:.3g}"]
+        return [
+            f"losses {ends[0]:.4g} and {ends[1]:.4g}; barrier {barrier:.4g} at {at:.3g}",
+            *_beside(result),
+        ]
     if kind == "radius":
         return [
             f"{name}: mean radius {float(one.radius.mean()):.4g}, r/||w||"
@@ -147,11 +150,32 @@ def _say(kind: str, result: Any) -> list[str]:
             f" {float(one.radius.min()):.4g} of {one.radius.size} rays, loss {float(one.loss):.4g}"
             for name, one in ((str(n), result.sel(network=n)) for n in result.network.values)
         ]
-    losses = ", ".join(f"{loss:.4g}" for loss in result["anchor_loss"].values)
     return [
-        f"losses at the networks {losses}; on the grid {float(result.loss.min()):.4g} to"
-        f" {float(result.loss.max()):.4g}, not finite at {int((result.outcome == 1).sum())} points"
+        f"losses at the networks {_listed(result['anchor_loss'])}; on the grid"
+        f" {float(result.loss.min()):.4g} to {float(result.loss.max()):.4g}, not finite at"
+        f" {int((result.outcome == 1).sum())} points",
+        *_beside(result),
     ]
+
+
+def _beside(result: Any) -> list[str]:
+    """A line for each group of samples and each metric."""
+    names, sizes = (result.attrs.get(key, []) for key in ("subsets", "subset_samples"))
+    lines = {
+        f"{name} ({size:,} samples)": f"loss_{name}"
+        for name, size in zip(names, sizes, strict=True)
+    }
+    lines |= {name: name for name in result.attrs.get("metrics", [])}
+    kind = "on the line" if "position" in result else "on the grid"
+    return [
+        f"{label}: {_listed(result['anchor_' + key])} at the networks, {kind}"
+        f" {float(result[key].min()):.4g} to {float(result[key].max()):.4g}"
+        for label, key in lines.items()
+    ]
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(f"{value:.4g}" for value in values.values)
 
 
 def check(
@@ -198,6 +222,11 @@ def export(source: Path, to: Path, *, name: str | None, clip: float | None) -> N
     from flatminima.exchange import load_surface, save_surface
 
     stored = (source / "store.json").exists()
+    if name is not None and not stored:
+        raise ValueError(
+            f"expected --name only for a store, which may have several surfaces, got {source};"
+            " leave it out"
+        )
     surface = load_surface(_surface_of(Store(source), name) if stored else source)
     save_surface(surface, to, clip=clip)
     rows, columns = surface["loss"].shape
@@ -222,7 +251,9 @@ def _surface_of(store: Store, name: str | None) -> Path:
     return found[0]
 
 
-def several(arguments: list[str], options: tuple[str, ...] = ("--weights",)) -> list[str]:
+def several(
+    arguments: list[str], options: tuple[str, ...] = ("--weights", "--subset", "--metric")
+) -> list[str]:
     """Arguments in which an option may be followed by several values, with the option repeated."""
     given: list[str] = []
     current = ""

@@ -189,11 +189,17 @@ def _statistics(own: OwnNetworks) -> Iterator[Finding]:
         yield Finding(NOTE if far else GOOD, question, answer)
 
 
+def has_noise(own: OwnNetworks) -> bool:
+    """Whether the loss is computed in less than double precision, with which it can be compared."""
+    first = next(own.network.parameters(), None)
+    wide = first is None or first.dtype == torch.float64
+    return not (wide or own.landscape.device.type == "mps")
+
+
 def _noise(own: OwnNetworks, threshold: float) -> Finding:
     """The loss in the network's own precision against double precision."""
     question = "Is the noise of the arithmetic small against the threshold?"
-    first = next(own.network.parameters(), None)
-    if first is None or first.dtype == torch.float64 or own.landscape.device.type == "mps":
+    if not has_noise(own):
         return Finding(GOOD, question, "the network computes in double precision as it is")
     wide = copy.deepcopy(own.network).double()
     state = own.states[0]

@@ -1,8 +1,8 @@
 """Measurements of a user's networks, in steps that a store keeps: a stop costs one step.
 
 What a measurement consists of is known before it runs, and so is each step's digest: over the
-model's and the loss's source files, the weights, the data, and all settings. Running it again does
-what is missing; changing anything measures anew.
+model's and the loss's source files with what they import, the weights, the data, and all settings.
+Running it again does what is missing; changing anything measures anew.
 """
 
 import math
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -47,11 +48,13 @@ class Measurement:
     Attributes:
         kind: "surface", "line" or "radius".
         settings: Of the result, as plain values.
+        plane: Of a surface.
         steps: Jobs with their work, each after those it depends on.
     """
 
     kind: str
     settings: dict[str, Any]
+    plane: Subspace | None = None
     steps: list[tuple[Job, Work]] = field(default_factory=list)
 
     @property
@@ -127,7 +130,7 @@ def plan_surface(
     points = grid_coordinates(grid)
     about = {"resolution": resolution, "coordinates": coordinates, "clip": clip, **chosen}
     about["extent"] = list(extent) if extent is not None else None
-    made = Measurement("surface", _whole(own, about))
+    made = Measurement("surface", _whole(own, about), plane)
 
     def tile(rows: slice) -> Work:
         def work(_: Sequence[xr.Dataset]) -> xr.Dataset:
@@ -169,7 +172,17 @@ def _laid_together(
     losses = tiles_as_losses(tiles, anchors, clip)
     stored = stored_losses(own.landscape, plane)
     surface = assemble_surface(grid, losses, own.landscape, stored=stored)
-    return surface.assign_attrs(networks=list(own.names))
+    return surface.assign_attrs(networks=list(own.names), **_beside(own))
+
+
+def _beside(own: OwnNetworks) -> dict[str, list[Any]]:
+    """What results say of groups and metrics, if there are any."""
+    said: dict[str, list[Any]] = {
+        "subsets": list(own.subsets),
+        "subset_samples": list(own.subsets.values()),
+        "metrics": list(own.metrics),
+    }
+    return {name: values for name, values in said.items() if values}
 
 
 def plan_line(own: OwnNetworks, *, resolution: int = 25) -> Measurement:
@@ -187,7 +200,7 @@ def plan_line(own: OwnNetworks, *, resolution: int = 25) -> Measurement:
 
     def work(_: Sequence[xr.Dataset]) -> xr.Dataset:
         line = loss_line(own.landscape, *own.states, resolution=resolution)
-        return line.assign_attrs(networks=list(own.names))
+        return line.assign_attrs(networks=list(own.names), **_beside(own))
 
     made.add("line", {}, work, label=f"line of {resolution} points", units=resolution)
     return made
@@ -264,6 +277,13 @@ def _whole(own: OwnNetworks, about: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"expected a finite {name}, got {value}; give a number")
     threads = torch.get_num_threads()
     return {"networks": own.identity, "about": dict(about), "threads": threads}
+
+
+def exact_anyway(own: OwnNetworks, made: Measurement) -> bool:
+    """Whether a surface or line is computed in full precision whatever was asked for."""
+    plane = made.plane or Subspace.through(*own.states)
+    # From stored inputs of the last layer a point costs next to nothing, also in full precision.
+    return own.landscape.losses(plane, np.empty((0, plane.dimensions))).path == "top"
 
 
 def run_measurement(

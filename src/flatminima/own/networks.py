@@ -1,8 +1,8 @@
 """Checkpoints, a factory, data and a loss, opened and checked against each other."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from flatminima.data._table import SOURCES
 from flatminima.data.adapters import as_dataset
 from flatminima.landscape import Landscape
 from flatminima.minimum import Minimum, as_minimum
-from flatminima.own.objects import load_object, source_digest
-
-_LOSSES = ("cross_entropy", "mse", "binary_cross_entropy", "next_token", "model")
+from flatminima.own.objects import load_object
+from flatminima.own.sources import source_digest, watched
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class OwnNetworks:
         loss: As `Landscape` takes it.
         weight: Likewise.
         identity: All that decides their losses, as plain values: part of every result's digest.
+        subsets: Groups of samples whose losses are told apart, with how many are in each.
+        metrics: Names of what else is measured of a sample.
     """
 
     names: tuple[str, ...]
@@ -41,6 +42,8 @@ class OwnNetworks:
     loss: Any
     weight: Any
     identity: dict[str, Any]
+    subsets: Mapping[str, int] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
 
 
 def open_networks(
@@ -79,18 +82,23 @@ def open_networks(
     if not weights:
         raise ValueError("expected --weights with one or more checkpoints, got none; name a file")
     _check_device(device)
-    network = _network(model)
+    with watched(model):
+        network = _network(model)
     states = [
         as_minimum(load_state(path, network=network, prefix=prefix), network) for path in weights
     ]
     dataset = _dataset(data, limit)
-    own_loss: Any = loss if loss in _LOSSES or ":" not in loss else load_object(loss, "--loss")
-    options = {
-        "loss": own_loss,
-        "weight": None if weight is None else load_object(weight, "--weight"),
-        "device": device,
-    }
-    _try(network, dataset, options, model, data, loss)
+    own_loss: Any = loss
+    if ":" in loss:
+        with watched(loss):
+            own_loss = load_object(loss, "--loss")
+    own_weight = None
+    if weight is not None:
+        with watched(weight):
+            own_weight = load_object(weight, "--weight")
+    options = {"loss": own_loss, "weight": own_weight, "device": device}
+    with watched(model):
+        _try(network, dataset, options, model, data, loss)
     landscape = Landscape(
         network,
         dataset,
@@ -100,11 +108,11 @@ def open_networks(
         batch_size=batch_size,
     )
     identity = {
-        "model": _named(model),
+        "model": named(model),
         "weights": [_digest(state) for state in states],
         "data": dataset.digest,
-        "loss": _named(loss),
-        "weight": _named(weight or ""),
+        "loss": named(loss),
+        "weight": named(weight or ""),
         "batchnorm": batchnorm,
         "run": {
             "precision": precision,
@@ -113,7 +121,7 @@ def open_networks(
         },
     }
     return OwnNetworks(
-        _names(weights), tuple(states), landscape, network, own_loss, options["weight"], identity
+        _names(weights), tuple(states), landscape, network, own_loss, own_weight, identity
     )
 
 
@@ -139,7 +147,7 @@ def _network(name: str) -> nn.Module:
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            made = _called(made, name, "--model")
+            made = called(made, name, "--model")
     if not isinstance(made, nn.Module):
         raise ValueError(
             f"expected --model {name!r} to return an nn.Module, got {type(made).__name__}; return"
@@ -160,7 +168,7 @@ def _dataset(name: str, limit: int | None) -> Dataset:
         )
     found = load_object(name, "--data")
     if isinstance(found, type) or (callable(found) and not hasattr(found, "__getitem__")):
-        found = _called(found, name, "--data")
+        found = called(found, name, "--data")
     return as_dataset(found, name=None if isinstance(found, Dataset) else name, limit=limit)
 
 
@@ -183,7 +191,7 @@ def _try(
         ) from error
 
 
-def _called(function: Any, name: str, what: str) -> Any:
+def called(function: Any, name: str, what: str) -> Any:
     """What a user's function returns; its own error in one line."""
     try:
         return function()
@@ -204,8 +212,8 @@ def _digest(state: Minimum) -> str:
     return found.hexdigest()
 
 
-def _named(name: str) -> dict[str, str]:
-    """What is used by its name, and the digest of the file it comes from."""
+def named(name: str) -> dict[str, str]:
+    """What is used by its name, and the digest of the files it comes from."""
     return {"name": name, "source": source_digest(name) if ":" in name else ""}
 
 

@@ -37,12 +37,9 @@ def load_object(name: str, what: str) -> Any:
     return found
 
 
-def source_digest(name: str) -> str:
-    """The sha256 of the file that holds the object, or an empty text for one without a file."""
-    home = name.partition(":")[0]
-    module = sys.modules.get(_module_name(home))
-    file = getattr(module, "__file__", None)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+def module_of(name: str) -> ModuleType | None:
+    """The module that `module:object` was loaded from, if it was."""
+    return sys.modules.get(_module_name(name.partition(":")[0]))
 
 
 def _module_name(home: str) -> str:

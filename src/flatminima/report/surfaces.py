@@ -176,7 +176,8 @@ def levels_below(clip: float) -> list[float]:
     if _USUAL[0] <= clip <= _USUAL[1]:
         return [level for level in LEVELS if level < clip]
     shares = (0.03, 0.1, 0.3, 0.6, 0.85)
-    return [float(f"{share * clip:.1g}") for share in shares]
+    rounded = {float(f"{share * clip:.1g}") for share in shares}
+    return sorted(level for level in rounded if level < clip)
 
 
 def contour_norm(clip: float) -> Normalize:

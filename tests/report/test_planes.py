@@ -13,7 +13,7 @@ from flatminima.report.contents import StudyContents, Surface, read_study
 from flatminima.report.page import build_page
 from flatminima.report.page_planes import has_planes
 from flatminima.report.planes import plane_facts, stored_difference, what_to_see
-from flatminima.report.surfaces import surfaces_figure
+from flatminima.report.surfaces import levels_below, surfaces_figure
 from flatminima.store import Store
 
 CONSTANT = math.log(10)
@@ -158,3 +158,11 @@ def test_a_network_without_batchnorm_has_no_such_section(
     plain = read_study(synthetic_store(name="plain", resolution=4), "plain")
     assert not has_planes(plain)
     assert "BatchNorm policies" not in build_page([plain])
+
+
+def test_the_lines_of_a_map_differ_and_lie_below_its_top_at_every_height() -> None:
+    for clip in [*np.arange(1, 400) / 10, *np.arange(1, 1000) / 1000]:
+        levels = levels_below(float(clip))
+        assert len(levels) >= 2, clip
+        assert (np.diff(levels) > 0).all(), clip
+        assert levels[-1] < clip

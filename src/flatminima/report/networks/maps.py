@@ -21,7 +21,7 @@ from flatminima.report.elements import caption, card
 from flatminima.report.inline_svg import inline_svg, page_style
 from flatminima.report.networks.words import metrics_of, names_of, subsets_of, table
 from flatminima.report.relief import make_relief
-from flatminima.report.surfaces import contour_panel, contours_figure, levels_below
+from flatminima.report.surfaces import contour_panel, contours_figure
 
 # A surface is drawn up to its largest loss, or up to this share of its points where the largest is
 # more than so many times as high: one corner would hide everything else.
@@ -33,17 +33,14 @@ _LABEL = {"boxstyle": "round,pad=0.22", "facecolor": "white", "edgecolor": "none
 
 
 def drawn_height(losses: np.ndarray) -> float:
-    """Up to which loss a surface is drawn, in two digits, so that the lines of a map differ."""
+    """Up to which loss a surface is drawn, in two digits."""
     finite = losses[np.isfinite(losses)]
     if not len(finite) or finite.max() <= 0.0:
         return 1.0
     most, usual = float(finite.max()), float(np.quantile(finite, _SHARE))
     height = usual if usual > 0.0 and most > _TIMES * usual else most
     digits = 1 - math.floor(math.log10(height))
-    height = math.ceil(height * 10.0**digits) / 10.0**digits
-    while len({*(levels := levels_below(height))}) < len(levels):
-        height = round(height + 10.0**-digits, digits)
-    return height
+    return math.ceil(height * 10.0**digits) / 10.0**digits
 
 
 def maps_figures(study: StudyContents, data: xr.Dataset) -> Iterator[tuple[str, Figure, str]]:

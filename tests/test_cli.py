@@ -126,6 +126,25 @@ def test_a_finished_study_answers_without_loading_anything_heavy(finished: Path)
     assert status.stderr == "loaded:\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("status", "small", "--json"), f'"total": {JOBS}'),
+        (("status", "small", "--watch"), f"0 of {JOBS} jobs are left"),
+        (("log", "small", "natural/0", "network"), "natural/0 network (network-"),
+        (("clean", "small"), f"kept      {JOBS} jobs"),
+    ],
+)
+def test_looking_at_a_store_loads_nothing_heavy(
+    finished: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    before = sorted((finished / "runs").rglob("*"))
+    done = _command(*arguments, "--out", finished / "runs")
+    assert said in done.stdout
+    assert (done.returncode, done.stderr) == (0, "loaded:\n")
+    assert sorted((finished / "runs").rglob("*")) == before
+
+
 def test_other_answers_that_load_nothing_heavy(study: Path, tmp_path: Path) -> None:
     status = _command("status", study, "--out", tmp_path / "none")
     assert (status.returncode, status.stderr) == (0, "loaded:\n")
@@ -210,7 +229,12 @@ def test_publish_refuses_an_unfinished_study(
         (["rnu", "x"], "No such command 'rnu'"),
         (["run", "x.toml", "--worker", "2"], "No such option"),
         (["run", "STUDY", "--workers", "0"], "greater than or equal to 1"),
-        (["run", "STUDY", "--executor", "threads"], "'serial' or 'processes', got 'threads'"),
+        (["run", "STUDY", "--executor", "threads"], "'processes', 'ray', got 'threads'"),
+        (["run", "STUDY", "--address", "h:1"], "no address with executor 'processes', got 'h:1'"),
+        (
+            ["run", "STUDY", "--executor", "ray", "--address", "h:1", "--workers", "2"],
+            "no number of workers for the cluster at h:1, got 2",
+        ),
         (["run", "STUDY", "--device", "tpu"], "got 'tpu'"),
         (["run", "STUDY", "--only", "trianing"], "expected parts among training"),
         (["run", "STUDY", "--out", "FILE/runs"], "Not a directory"),
@@ -219,6 +243,26 @@ def test_publish_refuses_an_unfinished_study(
         (["status", "STUDY", "--out", "NEWER"], "install a newer flatminima"),
         (["report", "small", "--out", "nowhere"], "expected a store at nowhere"),
         (["verify", "nowhere"], "expected a store at nowhere"),
+        (["verify", "nowhere", "--repair"], "expected a store at nowhere"),
+        (["verify", "STORE", "--repair", "--recompute"], "--repair without --recompute, got both"),
+        (["verify", "STORE", "--repair", "--recompute-all"], "--repair without --recompute"),
+        (["status", "smal", "--out", "STORE"], "name of a study in STORE, got 'smal'; there are: "),
+        (["status", "none.toml", "--out", "STORE"], "none.toml: expected a study file"),
+        (["status", "BROKEN.toml", "--out", "STORE"], "BROKEN.toml: expected TOML"),
+        (["status", "small"], "small: expected a study file, got nothing there"),
+        (["status", "nets", "--out", "STORE"], "under which own networks were measured"),
+        (["status", "STUDY", "--watch", "--json"], "expected --watch or --json, got both"),
+        (["log", "STUDY", "natural/0", "--out", "nowhere"], "expected a store at nowhere"),
+        (["log", "STUDY", "--out", "STORE"], "Missing argument"),
+        (["log", "STUDY", "natural", "--out", "STORE"], "got 'natural', with which 17 begin: "),
+        (["log", "STUDY", "natrual/0 network", "--out", "STORE"], "did you mean 'natural/0 netw"),
+        (["log", "STUDY", "xyzzy", "--out", "STORE"], "got 'xyzzy'; `flatminima status --json`"),
+        (["log", "STUDY", "natural/0 network", "--out", "STORE"], "it has not run here yet"),
+        (["clean"], "Missing argument"),
+        (["clean", "STUDY", "--out", "nowhere"], "expected a store at nowhere"),
+        (["clean", "STUDY", "BROKEN.toml", "--out", "STORE"], "BROKEN.toml: expected TOML"),
+        (["clean", "STUDY", "none.toml", "--out", "STORE"], "none.toml: expected a study file"),
+        (["clean", "STUDY", "--out", "STORE"], "got small; there are: nets; name one"),
     ],
     ids=" ".join,
 )
@@ -234,6 +278,10 @@ def test_bad_usage_is_one_line_and_two(
     (tmp_path / "FILE").write_text("")
     (tmp_path / "OTHER").mkdir()
     (tmp_path / "OTHER/thesis.tex").write_text("")
+    store = Store(tmp_path / "STORE", create=True)
+    store.write_manifest("nets", {"settings": {"kind": "networks", "title": ""}, "jobs": []})
+    (tmp_path / "BROKEN.toml").write_text("name =")
+    before = sorted(store.root.rglob("*"))
     (tmp_path / "NEWER").mkdir()
     (tmp_path / "NEWER/store.json").write_text(json.dumps({"format": 99}))
     assert _call(*(str(study) if word == "STUDY" else word for word in arguments)) == 2
@@ -241,6 +289,7 @@ def test_bad_usage_is_one_line_and_two(
     assert error.startswith("flatminima: ")
     assert message in error
     assert error.count("\n") == 1
+    assert sorted(store.root.rglob("*")) == before
 
 
 def test_no_network_and_no_cache_is_one_line_and_two(study: Path, tmp_path: Path) -> None:

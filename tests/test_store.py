@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatminima import store as store_module
-from flatminima.store import Store, StoreError, dataset_to_files, files_to_dataset
+from flatminima.store import Fault, Store, StoreError, dataset_to_files, files_to_dataset
 
 DIGEST = "0123456789abcdef" * 4
 
@@ -141,6 +141,80 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text(json.dumps({"format": store_module.FORMAT + 1}))
     with pytest.raises(StoreError, match="install a newer flatminima"):
         Store(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"format": 0}', "got format 0, which no version of flatminima has written; name another"),
+        ('{"format": -1}', "got format -1, which no version"),
+        ("", "damaged file; write that line"),
+        ("{", "damaged file; write that line"),
+        ("[1]", "damaged file"),
+        ('"format"', "damaged file"),
+        ("{}", "damaged file"),
+        ('{"format": "1"}', "damaged file"),
+        ('{"format": 1.0}', "damaged file"),
+        ('{"format": true}', "damaged file"),
+        ('{"format": null}', "damaged file"),
+    ],
+)
+def test_a_store_whose_format_is_none_is_refused_in_a_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "store.json").write_text(text)
+    for create in (False, True):
+        with pytest.raises(StoreError, match=message) as caught:
+            Store(tmp_path, create=create)
+        assert "\n" not in str(caught.value)
+        assert "delete" not in str(caught.value)  # all that is in it is still there
+    assert (tmp_path / "store.json").read_text() == text
+
+
+def test_a_run_killed_at_its_very_start_leaves_a_folder_that_can_be_a_store(tmp_path: Path) -> None:
+    (tmp_path / ".store.json.17").write_text('{"form')
+    Store(tmp_path, create=True).write_manifest("a", {})
+    assert Store(tmp_path).studies() == ["a"]
+
+
+def test_records_that_cannot_be_believed_are_faults(store: Store) -> None:
+    store.write("tile", DIGEST, {"a": b"1"}, settings={"x": 1})
+    folder = store.folder("tile", DIGEST)
+    assert store.any_record(folder.name) == store.record("tile", DIGEST)
+    for text in ("[]", "{}", '{"kind": "tile", "digest": 3}', "\x00"):
+        (folder / "run.json").write_text(text)
+        assert store.inspect() == (0, [Fault(folder.name, "record", "no readable run.json")])
+        assert store.any_record(folder.name) is None
+    assert store.any_record("none") is None
+
+
+def test_what_is_removed_goes_in_one_step(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write("tile", DIGEST, {"a/b": b"1"}, settings={})
+    store.write_log("tile", DIGEST, "log")
+    store.remove(store.log_path("tile", DIGEST))
+    assert not store.log_path("tile", DIGEST).exists()
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(store_module.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.remove(store.folder("tile", DIGEST))
+    assert not store.folder("tile", DIGEST).exists()
+    assert store.verify() == (0, [])
+    with store.lock():
+        assert not (store.root / "tmp").exists()
+
+
+def test_of_a_link_the_link_is_removed(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").write_text("x")
+    (store.root / "reports").mkdir()
+    (store.root / "reports" / "a").symlink_to(tmp_path / "elsewhere")
+    store.remove(store.root / "reports" / "a")
+    assert not (store.root / "reports" / "a").is_symlink()
+    assert (tmp_path / "elsewhere" / "precious").exists()
 
 
 def test_other_folders_are_not_taken_for_stores(tmp_path: Path) -> None:

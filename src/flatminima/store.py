@@ -7,8 +7,9 @@ result: equal artifacts are equal bytes. Layout of a store at `ROOT`::
     jobs/<kind>-<digest[:20]>/payload/   the artifact
                              /run.json   written last: settings, payload digests, provenance
     jobs/<kind>-.../discarded.json       in place of both, for a step that nothing needs any more
-    logs/<kind>-<digest[:20]>.log        what a job printed, and why it failed; nobody reads it back
+    logs/<kind>-<digest[:20]>.log        what a job printed, and why it failed; no result needs it
     studies/<name>/manifest.json         resolved settings and the list of jobs
+                  /live.json             what its last run says of itself; see `study.live`
     reports/<name>/                      figures and pages
 
 Nothing here imports torch, and xarray only inside the functions that make or read datasets.
@@ -18,10 +19,12 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from filelock import FileLock, Timeout
 
@@ -30,14 +33,40 @@ if TYPE_CHECKING:
 
 Artifact: TypeAlias = Mapping[str, bytes]
 
+# Raised only when an older version would misread a store, not when it would overlook a part of it
+# (logs, live.json). There has been no other format yet. Whoever raises it writes what brings a
+# store from the one before to the new one: under the store's lock, and with store.json last, so
+# that a kill in between leaves a store of the old format.
 FORMAT = 1
 _DISCARDED = "discarded.json"
 _LONGEST_LOG = 200_000  # characters
+_PARTIAL = re.compile(r"\..+\.\d+")  # what `_write_text` makes of a name, with a process's number
 _SHORT = 20  # hex digits of a digest in a folder's name: 80 bits, no clash in any store
 
 
 class StoreError(ValueError):
     """A store that cannot be used as it stands; its one-line message says what to do."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something below `jobs` that is not as it was written.
+
+    Attributes:
+        job: The name of the job's folder.
+        kind: "record" where nothing can be believed of the job, "payload" where a file of it is
+            missing or altered, "stranger" where a file is none of it.
+        what: What is the matter, in words.
+        file: The file in the job's folder, of a payload or a stranger.
+    """
+
+    job: str
+    kind: Literal["record", "payload", "stranger"]
+    what: str
+    file: str = ""
+
+    def __str__(self) -> str:
+        return f"jobs/{self.job}{'/' if self.file else ''}{self.file}: {self.what}"
 
 
 def canonical(value: object) -> bytes:
@@ -130,6 +159,34 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _foreign(path: Path) -> bool:
+    """Whether something in a folder is other than what a run killed at its very start leaves."""
+    return path.name != ".lock" and not path.name.startswith(".store.json.")
+
+
+def _check_format(marker: Path) -> None:
+    """Refuse a store that this version cannot read."""
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))["format"]
+    except (ValueError, TypeError, KeyError):
+        found = None
+    if type(found) is not int:  # true is an int to Python, not a format
+        raise StoreError(
+            f'expected {{"format": {FORMAT}}} in {marker}, got a damaged file; write that line into'
+            " it if the folder is a store, or name another with --out"
+        )
+    if found > FORMAT:
+        raise StoreError(
+            f"expected a store of format {FORMAT} or older at {marker.parent}, got format {found};"
+            " install a newer flatminima or name another folder"
+        )
+    if found < FORMAT:
+        raise StoreError(
+            f"expected a store of format {FORMAT} at {marker.parent}, got format {found}, which no"
+            " version of flatminima has written; name another folder"
+        )
+
+
 class Store:
     """The jobs, studies and reports below one folder.
 
@@ -151,18 +208,13 @@ class Store:
                     f"expected a store at {self.root}, got a folder without store.json; run a"
                     " study there first, or name another folder"
                 )
-            if self.root.is_dir() and any(path.name != ".lock" for path in self.root.iterdir()):
+            if self.root.is_dir() and any(map(_foreign, self.root.iterdir())):
                 raise StoreError(
                     f"expected an empty folder or a store at {self.root}, got other files; name"
                     " another folder with --out"
                 )
             _write_text(marker, json.dumps({"format": FORMAT}) + "\n")
-        found = _read_json(marker).get("format")
-        if not isinstance(found, int) or found > FORMAT:
-            raise StoreError(
-                f"expected a store of format {FORMAT} or older at {self.root}, got format {found};"
-                " install a newer flatminima or name another folder"
-            )
+        _check_format(marker)
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"
@@ -184,6 +236,10 @@ class Store:
             ) from None
         try:
             shutil.rmtree(self.root / "tmp", ignore_errors=True)
+            for folder in (".", "logs", "studies/*"):
+                for path in self.root.glob(f"{folder}/.*.*"):
+                    if _PARTIAL.fullmatch(path.name):
+                        path.unlink(missing_ok=True)
             yield
         finally:
             lock.release()
@@ -195,8 +251,12 @@ class Store:
         return self.root / "jobs" / f"{kind}-{digest[:_SHORT]}"
 
     def done(self, kind: str, digest: str) -> bool:
-        """Whether a job has finished: its completion record exists."""
-        return (self.folder(kind, digest) / "run.json").exists()
+        """Whether a job has finished: its completion record exists, and what it tells of.
+
+        A record alone is what a copy of a store may hold, if the job was discarded meanwhile.
+        """
+        folder = self.folder(kind, digest)
+        return (folder / "run.json").exists() and (folder / "payload").exists()
 
     def record(self, kind: str, digest: str) -> dict[str, Any]:
         """A finished job's `run.json`.
@@ -224,15 +284,40 @@ class Store:
             if path is not None:
                 yield _read_json(path)
 
+    def any_record(self, name: str) -> dict[str, Any] | None:
+        """What is on record of a job, also a discarded one, by its folder's name; if legible."""
+        for file in ("run.json", _DISCARDED):
+            with contextlib.suppress(OSError, StoreError):
+                record = _read_json(self.root / "jobs" / name / file)
+                if isinstance(record.get("settings"), dict):
+                    return record
+        return None
+
     def discard(self, kind: str, digest: str) -> None:
         """Delete a finished job's results; its record stays, to say when and where it ran.
 
         The job then counts as not done.
         """
         folder = self.folder(kind, digest)
-        if self.done(kind, digest):
+        if (folder / "run.json").exists():
             (folder / "run.json").replace(folder / _DISCARDED)
         shutil.rmtree(folder / "payload", ignore_errors=True)
+
+    def remove(self, path: Path) -> None:
+        """Take a file or folder out of the store in one step, and delete it.
+
+        The caller holds the lock. A kill in between leaves it in `tmp`, for the next run to clear.
+
+        Args:
+            path: Below the store's root.
+        """
+        aside = self.root / "tmp" / f"{path.name}.{os.getpid()}"
+        aside.parent.mkdir(exist_ok=True)
+        path.replace(aside)
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink()
 
     def leave_out(self, kind: str, digest: str, ending: str) -> list[str]:
         """Delete those files of a finished job whose names end so; their digests stay on record.
@@ -337,35 +422,43 @@ class Store:
 
         Returns:
             The number of files that were compared, and one line for each fault: a file that is
-            altered, missing or unknown, a damaged record, a result that a manifest lists and the
-            store lacks.
+            altered, missing or unknown, a damaged record.
         """
+        count, faults = self.inspect()
+        return count, [str(fault) for fault in faults]
+
+    def inspect(self) -> tuple[int, list[Fault]]:
+        """What `verify` finds, for whoever mends it."""
         count, faults = 0, []
         for folder in sorted((self.root / "jobs").glob("*")):
-            name = folder.relative_to(self.root)
-            if (folder / _DISCARDED).exists() and not (folder / "payload").exists():
-                continue
+            discarded = (folder / _DISCARDED).exists() and not (folder / "payload").exists()
+            name = _DISCARDED if discarded else "run.json"
             try:
-                record = _read_json(folder / "run.json")
-            except (StoreError, OSError):
-                faults.append(f"{name}: no readable run.json")
+                record = _read_json(folder / name)
+                own_name = f"{record['kind']}-{record['digest'][:_SHORT]}"
+                expected = {} if discarded else dict(record["payload"])
+            except (StoreError, OSError, KeyError, TypeError, ValueError):
+                faults.append(Fault(folder.name, "record", f"no readable {name}"))
                 continue
-            if folder.name != f"{record['kind']}-{record['digest'][:_SHORT]}":
-                faults.append(f"{name}: holds the record of another job")
+            if folder.name != own_name:
+                faults.append(Fault(folder.name, "record", "holds the record of another job"))
             payload = folder / "payload"
             found = {
                 path.relative_to(payload).as_posix(): path
                 for path in payload.rglob("*")
                 if path.is_file()
             }
-            for file, checksum in record["payload"].items():
+            for file, checksum in expected.items():
                 count += 1
                 path = found.pop(file, None)
                 if path is None:
-                    faults.append(f"{name}/payload/{file}: missing")
+                    faults.append(Fault(folder.name, "payload", "missing", f"payload/{file}"))
                 elif sha256(path.read_bytes()) != checksum:
-                    faults.append(f"{name}/payload/{file}: altered")
-            faults += [f"{name}/payload/{file}: not in run.json" for file in sorted(found)]
+                    faults.append(Fault(folder.name, "payload", "altered", f"payload/{file}"))
+            faults += [
+                Fault(folder.name, "stranger", "not in run.json", f"payload/{file}")
+                for file in sorted(found)
+            ]
         return count, faults
 
     # ------------------------------------------------------------- studies

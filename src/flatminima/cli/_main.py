@@ -1,7 +1,9 @@
 """Commands, and what becomes of their errors."""
 
 import errno
+import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from flatminima import __version__
-from flatminima.cli import _networks, _own, _report, _run
+from flatminima.cli import _care, _log, _networks, _own, _report, _run, _status
 from flatminima.cli._text import size
 
 app = typer.Typer(
@@ -25,6 +27,9 @@ app = typer.Typer(
 _INTERRUPTED = 130
 
 StudyFile = Annotated[str, typer.Argument(metavar="STUDY.toml", help="The study's settings.")]
+StudyName = Annotated[
+    str, typer.Argument(metavar="STUDY", help="The study's file, or its name in the store.")
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder in which results are stored.")]
 
 
@@ -34,6 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
     arguments = _own.several(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: keep what is done
     try:
         code = app(args=arguments, prog_name="flatminima", standalone_mode=False)
         if code == _INTERRUPTED:
@@ -48,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _explain(error: BaseException) -> tuple[int, str]:
     """Exit code and line for an error."""
-    from flatminima.study.executors import StudyFailed
+    from flatminima.study.execute import StudyFailed
 
     text = " ".join(str(error).split())
     # Typer brings its own copy of click in some versions: its errors are known by their name.
@@ -59,8 +66,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
         case KeyboardInterrupt():
             return 1, "stopped; finished work is kept, run the same command again"
         case StudyFailed():
-            hint = "" if error.bad_input else " (--debug shows where)"
-            return (2 if error.bad_input else 1), text + hint
+            return (2 if error.bad_input else 1), text
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return 2, (
                 f"the disk is full{_at(error)}; finished work is kept: free some space and run the"
@@ -106,10 +112,17 @@ def run(
     study: StudyFile,
     out: Out = Path("runs"),
     executor: Annotated[
-        str, typer.Option(help="processes, or serial: in this process.")
+        str, typer.Option(help="processes, serial (in this process), or ray (a Ray cluster).")
     ] = "processes",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default one per core, at most 8.")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="For ray: the head of a cluster that is there, or auto; else one of its own.",
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads per job; part of the results' names.")
@@ -126,6 +139,7 @@ def run(
         out=out,
         executor=executor,
         workers=workers,
+        address=address,
         threads=threads,
         device=device,
         only=tuple(only or ()),
@@ -133,9 +147,31 @@ def run(
 
 
 @app.command()
-def status(study: StudyFile, out: Out = Path("runs")) -> None:
-    """Say what of a study is done."""
-    _run.status(study, out=out)
+def status(
+    study: StudyName,
+    out: Out = Path("runs"),
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on until the run ends; Ctrl-C does not disturb it.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object, for other programs.")
+    ] = False,
+) -> None:
+    """Say what of a study is done, runs now, failed or waits, and for how long."""
+    _status.status(study, out=out, watch=watch, as_json=as_json)
+
+
+@app.command()
+def log(
+    study: StudyName,
+    job: Annotated[
+        list[str],
+        typer.Argument(metavar="JOB", help="A job's label or name, or how one of them begins."),
+    ],
+    out: Out = Path("runs"),
+) -> None:
+    """Show what a job of a study printed, and why it failed."""
+    _log.log(study, job, out=out)
 
 
 @app.command()
@@ -173,10 +209,32 @@ def verify(
         bool,
         typer.Option("--recompute-all", help="Recompute every point of every surface, too."),
     ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Take out damaged jobs; the next run computes them anew."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Draws the points that are recomputed.")] = 0,
 ) -> None:
     """Check every stored file against its recorded digest."""
-    _run.verify(folder, recompute=recompute, whole=whole, seed=seed)
+    _care.verify(folder, recompute=recompute, whole=whole, repair=repair, seed=seed)
+
+
+@app.command()
+def clean(
+    studies: Annotated[
+        list[str],
+        typer.Argument(metavar="STUDY", help="The studies to keep: their files, or their names."),
+    ],
+    out: Out = Path("runs"),
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove it; without this it is only told.")
+    ] = False,
+    own: Annotated[
+        bool, typer.Option("--own", help="Also what was measured of own networks.")
+    ] = False,
+) -> None:
+    """Tell what in a store belongs to none of these studies, or remove it."""
+    _care.clean(studies, out=out, delete=delete, own=own)
 
 
 @app.command()
@@ -189,7 +247,7 @@ def publish(
     ] = True,
 ) -> None:
     """Copy a finished study's results and report into a small store of their own."""
-    _run.publish(study, folder, out=out, weights=weights)
+    _care.publish(study, folder, out=out, weights=weights)
 
 
 for _command in (_networks.surface, _networks.line, _networks.radius, _networks.check):

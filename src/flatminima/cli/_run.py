@@ -1,18 +1,15 @@
-"""What the commands do."""
+"""`flatminima run`, and the report of one study in its store."""
 
-import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flatminima.cli._text import duration, size
 from flatminima.data.sources import download_size
-from flatminima.store import Store, StoreError, canonical, sha256
-from flatminima.study.config import load_study
+from flatminima.store import Store, canonical, sha256
 from flatminima.study.estimate import corrections, job_bytes, run_seconds
-from flatminima.study.job import Job
-from flatminima.study.plan import PARTS, RESULTS
+from flatminima.study.executors import open_executor
+from flatminima.study.plan import RESULTS
 from flatminima.study.run import Plan, default_workers, make_plan, remember, run_plan
 
 _START = 5.0  # seconds until workers have loaded their libraries
@@ -24,99 +21,94 @@ def run(
     out: Path,
     executor: str,
     workers: int | None,
+    address: str | None,
     threads: int | None,
     device: str | None,
     only: Sequence[str],
 ) -> None:
     """`flatminima run`."""
+    open_executor(executor, workers, address=address)  # refuses what it would not open
 
     def look() -> Plan:
         return make_plan(study, out=out, threads=threads, device=device, only=only)
 
     plan = look()
     name = plan.study.name
-    if not plan.todo and (only or _report_is_fresh(plan)):
-        page = "" if only else f"; report: {_page(plan)}"
+    if not plan.todo and (only or report_is_fresh(plan)):
+        page = "" if only else f"; report: {find_page(plan)}"
         print(f"{name}: nothing to do, all of it is in {out}{page}")
         return
     with plan.store.lock():
         plan = look()
-        count = 1 if executor == "serial" else workers or default_workers(plan.study.run.device)
         try:
-            _compute(plan, executor, count)
+            _compute(plan, executor, workers, address)
         except KeyboardInterrupt:
             left = len(look().todo)
             raise RuntimeError(
                 f"stopped; finished work is kept in {out}, {left} jobs of {name} are left: run the"
                 " same command again to go on"
             ) from None
-        if not only and not _report_is_fresh(plan):
+        if not only and not report_is_fresh(plan):
             print(f"report: {write_own_report(plan.store, name)}")
     print(f"{name}: done, results are in {out}")
 
 
-def _compute(plan: Plan, executor: str, workers: int) -> None:
+def _compute(plan: Plan, executor: str, workers: int | None, address: str | None) -> None:
     """Do what is left, after saying what that is."""
     if not plan.todo:
         remember(plan)
         return
     from flatminima.cli._progress import make_display
 
+    if executor == "serial":
+        workers = 1
+    elif address is None:
+        workers = workers or default_workers(plan.study.run.device)
     scale = corrections(plan.jobs, plan.store.records(discarded=True))
-    for line in announcement(plan, workers, scale):
+    for line in announcement(plan, scale, executor, workers, address):
         print(line, flush=True)
     with make_display(plan.todo, scale) as display:
-        run_plan(plan, executor=executor, workers=workers, listener=display)
+        run_plan(plan, executor=executor, workers=workers, address=address, listener=display)
 
 
-def announcement(plan: Plan, workers: int, scale: dict[str, float]) -> list[str]:
-    """What a run will download, compute and store, and about how long it will take."""
+def announcement(
+    plan: Plan,
+    scale: dict[str, float],
+    executor: str,
+    workers: int | None,
+    address: str | None = None,
+) -> list[str]:
+    """What a run will download, compute and store, and about how long it will take.
+
+    Args:
+        plan: What is to be done.
+        scale: See `corrections`.
+        executor: Where jobs are computed.
+        workers: On how many processes; nobody knows on a cluster that is there already.
+        address: Of such a cluster.
+    """
     from flatminima.cli._progress import UNITS, units
 
     study, todo = plan.study, plan.todo
     work = ", ".join(f"{part} ({count} {UNITS[part]})" for part, count in units(todo).items())
     download = download_size([study.data.dataset])
-    seconds = run_seconds(todo, workers, scale)
-    ways = "1 process" if workers == 1 else f"{workers} processes"
+    alone = " for one process, shared out" if workers is None else ""
+    seconds = run_seconds(todo, workers or 1, scale) + _START
     return [
         f"{study.name}: {study.title or study.data.dataset}",
         f"  download  {size(download) if download else 'nothing'} ({study.data.dataset})",
         f"  compute   {work or 'summary'}; {len(todo)} of {len(plan.jobs)} jobs are left",
         f"  store     about {size(sum(map(job_bytes, todo)))} in {plan.store.root}",
-        f"  time      about {duration(seconds + _START)} with {ways}",
+        f"  time      about {duration(seconds)}{alone} {ways(executor, workers, address)}",
     ]
 
 
-def status(study: str, *, out: Path) -> None:
-    """`flatminima status`."""
-    if not (out / "store.json").exists():
-        print(f"{load_study(study).name}: nothing is done in {out}")
-        return
-    plan = make_plan(study, out=out, create=False)
-    left = {job.digest for job in plan.todo}
-    print(f"{plan.study.name}: {len(plan.todo)} of {len(plan.jobs)} jobs are left in {out}")
-    for part, kinds in PARTS.items():
-        jobs = [job for job in plan.jobs if job.kind in kinds]
-        count = Counter(job.digest in left for job in jobs)
-        if jobs:
-            print(f"  {part:9} {count[False]} of {len(jobs)} jobs done")
-    for job in plan.jobs:
-        if job.kind == "network" and job.digest not in left:
-            print(f"  {_describe(plan.store, job)}")
-    record = _report_record(plan)
-    if record is None:
-        print("  report    none yet")
-    else:
-        print(f"  report    {_page(plan)}{'' if _report_is_fresh(plan) else ' (out of date)'}")
-
-
-def _describe(store: Store, network: Job) -> str:
-    """A trained network in a line: outcome and matched epoch."""
-    files = store.read("network", network.digest, under=["history.zarr/.zattrs"])
-    about = json.loads(files["history.zarr/.zattrs"])
-    epoch = about["matched_epoch"]
-    matched = f"matched at epoch {epoch}" if epoch >= 0 else "matched loss not reached"
-    return f"{about['group']}/{about['network']}: {about['outcome']}, {matched}"
+def ways(executor: str, workers: int | None, address: str | None) -> str:
+    """Where a run computes: `with 2 processes`, `on the Ray cluster at 10.0.0.1:6379`."""
+    if address is not None:
+        return f"on the Ray cluster at {address}"
+    count = "1 process" if workers in (None, 1) else f"{workers} processes"
+    return f"with a Ray cluster of its own, {count}" if executor == "ray" else f"with {count}"
 
 
 def write_own_report(store: Store, name: str) -> Path:
@@ -153,7 +145,7 @@ def _report_record(plan: Plan) -> dict[str, str] | None:
     return record
 
 
-def _report_is_fresh(plan: Plan) -> bool:
+def report_is_fresh(plan: Plan) -> bool:
     """Whether a report is there and shows exactly what is stored and asked for."""
     record = _report_record(plan)
     if record is None or not (plan.store.root / record["page"]).exists():
@@ -161,43 +153,7 @@ def _report_is_fresh(plan: Plan) -> bool:
     return record["made_of"] == _made_of(plan.store, plan.manifest())
 
 
-def _page(plan: Plan) -> Path:
-    """Where the report is."""
+def find_page(plan: Plan) -> Path | None:
+    """Where the report is, if one was made."""
     record = _report_record(plan)
-    return plan.store.root / record["page"] if record else plan.store.report_folder("")
-
-
-def verify(folder: Path, *, recompute: bool, whole: bool, seed: int) -> None:
-    """`flatminima verify`."""
-    from flatminima.study.check import check_results, missing_results
-
-    store = Store(folder)
-    count, faults = store.verify()
-    faults += missing_results(store)
-    for fault in faults:
-        print(fault)
-    if faults:
-        raise RuntimeError(f"{folder} is not whole: {len(faults)} faults, listed above")
-    print(f"{folder}: all {count} files are as they were recorded")
-    if recompute or whole:
-        disagreements = 0
-        for line, agrees in check_results(store, seed=seed, whole=whole):
-            print(line if agrees else f"DISAGREES: {line}", flush=True)
-            disagreements += not agrees
-        if disagreements:
-            raise RuntimeError(f"{disagreements} of the recomputed results disagree with {folder}")
-        print(f"{folder}: everything that was recomputed agrees")
-
-
-def publish(study: str, folder: Path, *, out: Path, weights: bool) -> None:
-    """`flatminima publish`."""
-    from flatminima.study.check import copy_results
-
-    plan = make_plan(study, out=out, create=False)
-    if plan.todo:
-        raise StoreError(
-            f"expected {plan.study.name} to be finished in {out}, got {len(plan.todo)} jobs left;"
-            " run it first"
-        )
-    count = copy_results(plan.store, plan.study.name, folder, weights=weights)
-    print(f"{plan.study.name}: {count} results are in {folder}")
+    return plan.store.root / record["page"] if record is not None else None

@@ -1,12 +1,14 @@
 """Trust in stored results: are they all there, do they come out again, and a copy to publish."""
 
+import contextlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from flatminima._seeds import derive_seed
-from flatminima.store import Store, files_to_dataset
+from flatminima.store import Store, StoreError, files_to_dataset
 from flatminima.study.plan import RESULTS
 
 # Other processors and versions sum float32 in another order: a few units of the seventh digit.
@@ -16,17 +18,87 @@ _SHARE = 20  # one point of a surface in so many is recomputed
 
 
 def missing_results(store: Store) -> list[str]:
-    """A line for each study of which the store does not hold all results."""
+    """A line for each study of which the store does not hold all results, or not its manifest."""
     lines = []
     for study in store.studies():
-        results = [job for job in store.manifest(study)["jobs"] if job["kind"] in RESULTS]
-        gone = [job for job in results if not store.done(job["kind"], job["digest"])]
+        try:
+            jobs = store.manifest(study)["jobs"]
+            results = [job for job in jobs if job["kind"] in RESULTS]
+            gone = [job for job in results if not store.done(job["kind"], job["digest"])]
+        except (StoreError, KeyError, TypeError):
+            lines.append(f"studies/{study}: no readable manifest.json; delete it and run the study")
+            continue
         if gone:
             lines.append(
                 f"studies/{study}: {len(gone)} of {len(results)} results are missing, the first is"
                 f" {gone[0]['kind']}-{gone[0]['digest'][:20]} ({gone[0]['label']})"
             )
     return lines
+
+
+def repair(store: Store) -> list[str]:
+    """Take out of a store what is damaged, so that the next run computes it again.
+
+    Of a damaged job only the record stays, as of a discarded one, if that can be read; a file that
+    is none of a job's goes by itself. What was computed from a damaged job stays: jobs compare what
+    they read with its digest, so that it was made of what the job had yielded.
+
+    Returns:
+        A line for everything that was taken out.
+
+    Raises:
+        StoreError: The store is a published copy, cannot be written, or a run is using it.
+    """
+    _refuse_copies(store)
+    labels = _labels(store)
+    lines: dict[str, str] = {}
+    with store.lock():
+        for fault in store.inspect()[1]:
+            if fault.job in lines:
+                continue
+            if fault.kind == "stranger":
+                path = f"{fault.job}/{fault.file}"
+                store.remove(store.root / "jobs" / path)
+                lines[path] = f"jobs/{path}: removed"
+                continue
+            record = store.any_record(fault.job) or {}
+            kind, digest = str(record.get("kind")), str(record.get("digest"))
+            if store.folder(kind, digest).name == fault.job:
+                store.discard(kind, digest)
+            else:
+                store.remove(store.root / "jobs" / fault.job)
+            label = labels.get(fault.job)
+            lines[fault.job] = f"jobs/{fault.job}: taken out{f' ({label})' if label else ''}"
+    return list(lines.values())
+
+
+def _refuse_copies(store: Store) -> None:
+    """Only where studies run can anything be computed again."""
+    for study in store.studies():
+        try:
+            manifest = store.manifest(study)
+        except StoreError:
+            continue
+        if "work" in manifest:
+            raise StoreError(
+                f"expected a store that studies run in, got {store.root}, a published copy of"
+                f" {study}; publish it again, or take it from where it came"
+            )
+    if not os.access(store.root, os.W_OK):
+        raise StoreError(
+            f"expected a store that can be written, got {store.root}, which is read-only; copy it"
+            " to another folder and repair the copy"
+        )
+
+
+def _labels(store: Store) -> dict[str, str]:
+    """What to call the jobs of all legible manifests, by the names of their folders."""
+    labels = {}
+    for study in store.studies():
+        with contextlib.suppress(StoreError, KeyError, TypeError):
+            for job in store.manifest(study)["jobs"]:
+                labels[store.folder(job["kind"], job["digest"]).name] = f"{study}: {job['label']}"
+    return labels
 
 
 def copy_results(store: Store, study: str, folder: Path, *, weights: bool = True) -> int:

@@ -87,33 +87,51 @@ def execute(
     running: dict[Future[list[Outcome]], list[Job]] = {}
     errors: dict[str, BaseException] = {}
     log = ""
-    with _interrupts(held=not executor.in_process) as safe_point:
-        while queue.unfinished:
-            while len(running) < executor.capacity:
-                task = queue.take(executor.grain, executor.capacity)
-                if not task:
-                    break
-                for job in task:
-                    tell("started", job, 0.0)
-                wanted = _wanted(task[0])
-                running[executor.submit(work, task, wanted, lambda item: _read(store, item))] = task
-            if not running:
-                break  # what is left needs a job that failed
-            for future in _next_done(running, executor, safe_point):
-                task = running.pop(future)
-                for job, outcome in zip(task, _outcomes(future, safe_point), strict=True):
-                    store.write_log(job.kind, job.digest, outcome.log)
-                    error = outcome.error
-                    if error is not None:
-                        if isinstance(error, OSError) and error.errno in _FATAL:
-                            raise error
-                        log = log or str(store.log_path(job.kind, job.digest))
-                        errors[job.label] = error
-                        tell("failed", job, outcome.seconds)
+
+    def keep(task: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
+        """Put into the store what became of some jobs."""
+        nonlocal log
+        for job, outcome in zip(task, outcomes, strict=True):
+            store.write_log(job.kind, job.digest, outcome.log)
+            error = outcome.error
+            if error is not None:
+                if isinstance(error, OSError) and error.errno in _FATAL:
+                    raise error
+                log = log or str(store.log_path(job.kind, job.digest))
+                errors[job.label] = error
+                tell("failed", job, outcome.seconds)
+                continue
+            _write(store, job, outcome)
+            queue.finish(job, outcome.seconds)
+            tell("finished", job, outcome.seconds)
+
+    with _interrupts(held=not executor.in_process) as safe_point, _in_a_line(safe_point):
+        try:
+            while queue.unfinished:
+                while len(running) < executor.capacity:
+                    task = queue.take(executor.grain, executor.capacity)
+                    if not task:
+                        break
+                    for job in task:
+                        tell("started", job, 0.0)
+                    wanted = _wanted(task[0])
+                    try:
+                        future = executor.submit(
+                            work, task, wanted, lambda item: _read(store, item)
+                        )
+                    except StoreError as error:  # what it reads is damaged: no matter of others
+                        keep(task, [Outcome(None, 0.0, f"{error}\n", error=error) for _ in task])
                         continue
-                    _write(store, job, outcome)
-                    queue.finish(job, outcome.seconds)
-                    tell("finished", job, outcome.seconds)
+                    running[future] = task
+                if not running:
+                    break  # what is left needs a job that failed
+                for future in _next_done(running, executor, safe_point):
+                    keep(running.pop(future), future.result())
+        except (RuntimeError, KeyboardInterrupt):
+            for future, task in running.items():
+                if future.done() and future.exception() is None:  # meanwhile, beside the others
+                    keep(task, future.result())
+            raise
     if errors:
         raise StudyFailed(errors, queue.unfinished - len(errors), log)
 
@@ -185,10 +203,11 @@ class _Queue:
         return job_seconds(job) * took / expected
 
 
-def _outcomes(future: "Future[list[Outcome]]", safe_point: Callable[[], None]) -> list[Outcome]:
-    """What a task yielded."""
+@contextlib.contextmanager
+def _in_a_line(safe_point: Callable[[], None]) -> Iterator[None]:
+    """Say what it means that the pool is broken, wherever that shows."""
     try:
-        return future.result()
+        yield
     except BrokenProcessPool as error:
         safe_point()  # a signal to the whole group ends its workers first
         raise RuntimeError(
@@ -214,13 +233,16 @@ def _next_done(
     running: Mapping["Future[list[Outcome]]", object],
     executor: Executor,
     safe_point: Callable[[], None],
-) -> "set[Future[list[Outcome]]]":
-    """Wait until some of them are done, looking out for Ctrl-C and a lost cluster."""
+) -> "list[Future[list[Outcome]]]":
+    """Wait until some of them are done, looking out for Ctrl-C and a lost cluster.
+
+    Those that a killed worker left without a result come last.
+    """
     while True:
         safe_point()
         done = wait(running, timeout=_ALERT, return_when=FIRST_COMPLETED).done
         if done:
-            return done
+            return sorted(done, key=lambda future: future.exception() is not None)
         executor.check()
 
 

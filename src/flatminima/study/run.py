@@ -10,8 +10,9 @@ from flatminima.data.sources import fetch
 from flatminima.store import Store
 from flatminima.study.config import Study, StudyError, load_study, parse_study
 from flatminima.study.execute import Event, Listener, execute
-from flatminima.study.executors import open_executor
+from flatminima.study.executors import Takes, open_executor
 from flatminima.study.job import Job
+from flatminima.study.live import Live
 from flatminima.study.plan import PARTS, RESULTS, needed, plan_study, resolve
 
 
@@ -130,7 +131,6 @@ def run_plan(
     discard_steps(plan)
     if not plan.todo:
         return
-    fetch(plan.study.data.dataset)  # once, before several workers ask for it
     if address is None:
         workers = min(workers or default_workers(plan.study.run.device), len(plan.todo))
 
@@ -140,8 +140,35 @@ def run_plan(
         if listener is not None:
             listener(event, job, seconds)
 
-    with open_executor(executor, workers, address=address) as opened:
-        execute(plan.todo, plan.store, opened, listener=tell)
+    with Live(
+        plan.store,
+        plan.study.name,
+        executor=executor,
+        workers=1 if executor == "serial" else workers,
+        address=address,
+        listener=tell,
+    ) as live:
+        fetch(plan.study.data.dataset)  # once, before several workers ask for it
+        takes = job_takes(plan.study)
+        with open_executor(executor, workers, address=address, takes=takes) as opened:
+            execute(plan.todo, plan.store, opened, listener=live)
+
+
+def job_takes(study: Study) -> dict[str, Takes]:
+    """What a job of each kind takes of a cluster's node, by the study's settings."""
+    takes = {}
+    for part, kinds in PARTS.items():
+        asked = getattr(study.resources, part)
+        for kind in kinds:
+            # Collecting results needs no accelerator, except where losses are evaluated.
+            gpus = asked.gpus if asked.gpus is not None else float(study.run.device != "cpu")
+            memory = asked.memory or (4.0 if kind == "radius" else 2.0)
+            takes[kind] = Takes(
+                cpus=asked.cpus or float(study.run.threads),
+                gpus=0.0 if kind == "summary" else gpus,
+                memory=int(memory * 2**30),
+            )
+    return takes
 
 
 def discard_steps(plan: Plan) -> None:

@@ -59,7 +59,7 @@ def fill_cache(folder: Path, source: Source, missing: list[SourceFile]) -> list[
 
 
 def keep_sent(folder: Path, source: Source, files: Mapping[str, bytes]) -> str:
-    """Put files that were sent here into the cache where it lacks them; else why it was not done."""
+    """Put files that were sent here into the cache where it lacks them; else why not."""
     try:
         with _locked(folder):
             for file in source.wanted(None):

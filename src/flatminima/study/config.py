@@ -3,16 +3,15 @@
 This module and `plan` import neither torch nor xarray, so that a finished study answers at once.
 """
 
-import re
 import tomllib
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flatminima.data._table import SOURCES
+from flatminima.study._complaints import hint, sentence
 
 Split = Literal["train", "test"]
 Parameters = Literal["all", "top"]
@@ -64,7 +63,7 @@ class Data(_Table):
         if self.dataset not in SOURCES:
             raise ValueError(
                 f"expected dataset to be one of {', '.join(SOURCES)}, got {self.dataset!r}"
-                + _hint(self.dataset, list(SOURCES))
+                + hint(self.dataset, list(SOURCES))
             )
         for name, split in (("limit", "train"), ("test_limit", "test")):
             most, size = SOURCES[self.dataset].samples[split], getattr(self, name)
@@ -100,7 +99,7 @@ class Model(_Table):
             if key not in known:
                 raise ValueError(
                     f"expected settings of {self.name!r} among {', '.join(known)}, got {key!r}"
-                    + _hint(key, known)
+                    + hint(key, known)
                 )
         if self.name == "mlp":
             sizes = self.sizes
@@ -242,6 +241,26 @@ class Run(_Table):
         return self
 
 
+class Share(_Table):
+    """What one job takes of a node of a cluster; `memory` is in GiB."""
+
+    cpus: Annotated[float, _POSITIVE] | None = None
+    gpus: Annotated[float, Field(ge=0.0)] | None = None
+    memory: Annotated[float, _POSITIVE] | None = None
+
+
+class Resources(_Table):
+    """`[resources]`: what jobs of each part take of a cluster's nodes; changes no result.
+
+    By default a core for every thread, one accelerator if the study names one, and 2 GiB (4 GiB
+    for radii, which keep products between evaluations).
+    """
+
+    training: Share = Share()
+    surfaces: Share = Share()
+    radii: Share = Share()
+
+
 class Report(_Table):
     """`[report]`: how the results are drawn; changes no result."""
 
@@ -263,6 +282,7 @@ class Study(_Table):
     radius: Radius | None = None
     summary: Summary = Summary()
     run: Run = Run()
+    resources: Resources = Resources()
     report: Report = Report()
 
     @model_validator(mode="after")
@@ -346,67 +366,4 @@ def parse_study(table: Mapping[str, Any], *, source: str = "study") -> Study:
         # An unknown key is likelier the cause of a missing one than the other way round.
         errors = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise StudyError(f"{source}: {_sentence(dict(errors[0]))}{more}") from None
-
-
-def _sentence(error: dict[str, Any]) -> str:
-    """One pydantic error in the words of the study file."""
-    place = _place(error["loc"])
-    where = f"[{'.'.join(place[:-1])}] {place[-1]}" if len(place) > 1 else "".join(place)
-    got = error["input"]
-    match error["type"]:
-        case "extra_forbidden":
-            known = _keys_at(error["loc"][:-1])
-            table = f" in [{'.'.join(place[:-1])}]" if len(place) > 1 else ""
-            hint = _hint(place[-1], known) or f"; expected one of {', '.join(known)}"
-            return f"unknown key {place[-1]!r}{table}{hint}"
-        case "missing":
-            return f"{where}: expected this key, got none; add it"
-        case "literal_error":
-            choices = _choices(error["ctx"]["expected"])
-            return f"{where}: expected {error['ctx']['expected']}, got {got!r}{_hint(got, choices)}"
-        case "value_error":
-            message = str(error["ctx"]["error"])
-            return f"[{'.'.join(place)}]: {message}" if place else message
-        case "string_pattern_mismatch":
-            return f"{where}: expected a name of letters, digits, '.', '_' and '-', got {got!r}"
-        case _:
-            message = re.sub("^(Input|List|Tuple) should", "expected it to", error["msg"])
-            return f"{where}: {message}, got {got!r}"
-
-
-def _place(loc: tuple[int | str, ...]) -> list[str]:
-    """Where an error is, with the members of a list counted from one: `groups #2`, `noise`."""
-    place: list[str] = []
-    for part in loc:
-        if isinstance(part, int) and place:
-            place[-1] += f" #{part + 1}"
-        elif part != "[key]":
-            place.append(str(part))
-    return place
-
-
-def _choices(expected: str) -> list[str]:
-    """The quoted values of a literal error, such as "'a', 'b' or 'c'"."""
-    return expected.split("'")[1::2]
-
-
-def _hint(word: object, known: list[str]) -> str:
-    """The nearest of the `known` words as a question, or nothing if none is near."""
-    close = get_close_matches(str(word), known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _keys_at(place: tuple[int | str, ...]) -> list[str]:
-    """The keys that the table at `place` may have."""
-    table: type[BaseModel] = Study
-    for part in place:
-        if isinstance(part, int):
-            continue
-        annotation = table.model_fields[part].annotation if part in table.model_fields else None
-        inner = [item for item in (annotation, *get_args(annotation)) if isinstance(item, type)]
-        tables = [item for item in inner if issubclass(item, BaseModel)]
-        if not tables:
-            break
-        table = tables[0]
-    return list(table.model_fields)
+        raise StudyError(f"{source}: {sentence(dict(errors[0]), Study)}{more}") from None

@@ -5,7 +5,7 @@ nothing. Another way to compute is another such object and nothing else.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -70,8 +70,31 @@ def gathered(wanted: Sequence[Wanted], files: Sequence[Artifact]) -> dict[str, A
     return dict(inputs)
 
 
+@dataclass(frozen=True)
+class Takes:
+    """What one job takes of a node of a cluster.
+
+    Attributes:
+        cpus: Cores.
+        gpus: Accelerators, or a share of one.
+        memory: Bytes.
+    """
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: int = 2 << 30
+
+    def __str__(self) -> str:
+        gpus = f", {self.gpus:g} GPUs" if self.gpus else ""
+        return f"{self.cpus:g} CPUs{gpus} and {self.memory / 2**30:g} GiB of memory"
+
+
 def open_executor(
-    name: str, workers: int | None = None, *, address: str | None = None
+    name: str,
+    workers: int | None = None,
+    *,
+    address: str | None = None,
+    takes: Mapping[str, Takes] | None = None,
 ) -> contextlib.AbstractContextManager[Executor]:
     """The executor called `name`, to be entered and left.
 
@@ -79,6 +102,7 @@ def open_executor(
         name: "serial", "processes", or "ray".
         workers: Processes; for "ray" the processes of a cluster of its own on this machine.
         address: For "ray", a cluster that is there already, as `ray.init` takes it.
+        takes: For "ray", what a job takes of a node, by its kind.
 
     Raises:
         ValueError: For an unknown name, no workers, an address without "ray", or where Ray is not
@@ -99,15 +123,17 @@ def open_executor(
             f"expected no number of workers for the cluster at {address}, got {workers}; leave it"
             " out: a cluster has the workers that its nodes have cores for"
         )
-    return _open(name, workers, address)
+    return _open(name, workers, address, takes or {})
 
 
 @contextlib.contextmanager
-def _open(name: str, workers: int | None, address: str | None) -> Iterator[Executor]:
+def _open(
+    name: str, workers: int | None, address: str | None, takes: Mapping[str, Takes]
+) -> Iterator[Executor]:
     if name == "ray":
         from flatminima.study.executors.cluster import open_cluster
 
-        with open_cluster(workers, address) as cluster:
+        with open_cluster(workers, address, takes) as cluster:
             yield cluster
         return
     from flatminima.study.executors.local import Serial, open_processes

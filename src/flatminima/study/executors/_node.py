@@ -1,7 +1,7 @@
-"""The process that keeps a Ray cluster of one's own, and ends with all of it when asked or left.
+"""The process that keeps a Ray node, and ends with all of it when asked or left.
 
-Run as a script, with nothing of flatminima: it starts a head node that listens on this machine
-alone, says so in one line of JSON, and waits for the end of its input, which comes when the driver
+Run as a script, with nothing of flatminima: it starts a node as `ray start` does with the arguments
+given, says so in one line of JSON, and waits for the end of its input, which comes when the driver
 closes it and when the driver is killed. Then everything that was started here ends at once: Ray's
 own helpers outlive a killed driver by minutes.
 """
@@ -21,20 +21,15 @@ _SET_CHILD_SUBREAPER = 36  # of prctl(2): orphans below this process become its 
 _PATIENCE = 10.0  # seconds until everything must have ended
 
 
-def main(cpus: int, port: int, folder: Path) -> None:
-    """Start a head node, wait, and end it."""
+def main(folder: Path, arguments: list[str]) -> None:
+    """Start a node that keeps its files in `folder`, wait, and end it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         started = subprocess.run(
-            [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
-                *("--node-ip-address", "127.0.0.1", "--port", str(port)),
-                *("--num-cpus", str(cpus), "--temp-dir", str(folder)),
-                *("--include-dashboard", "false", "--disable-usage-stats"),
-            ],
+            [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -97,4 +92,4 @@ def _ours(folder: Path) -> list[int]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2:])

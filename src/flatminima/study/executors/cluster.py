@@ -7,6 +7,8 @@ of it. Nothing of ours listens on other than loopback unless an address is given
 
 import contextlib
 import json
+import logging
+import math
 import os
 import secrets
 import socket
@@ -17,13 +19,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flatminima.data import sources
 from flatminima.store import Artifact
-from flatminima.study.executors import Read, Wanted, gathered
+from flatminima.study.executors import Read, Takes, Wanted, gathered
 from flatminima.study.job import Job
 from flatminima.study.provenance import provenance
 from flatminima.study.worker import Outcome, Work, compute
@@ -33,22 +34,13 @@ _GRAIN = 5.0  # seconds of work per task; handing one over takes milliseconds
 _SHARED = 4 << 30  # bytes of finished work that are kept in Ray's object store
 _GLANCE = 2.0  # seconds between two looks at the cluster
 _GONE = 10.0  # seconds without an answer after which it is taken for gone
+_PATIENCE = 60.0  # seconds for a lost node to come back when no other can do its jobs
+# A host that is cut off closes no connection: without these Ray waits for it for seven minutes.
+_IMPATIENT = {
+    "RAY_grpc_client_keepalive_time_ms": "10000",
+    "RAY_grpc_client_keepalive_timeout_ms": "10000",
+}
 _SAME = ("flatminima", "python", "torch", "numpy")  # versions that must agree
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one job of a kind takes of a node.
-
-    Attributes:
-        cpus: Cores.
-        gpus: Accelerators, or a share of one.
-        memory: Bytes.
-    """
-
-    cpus: float = 1.0
-    gpus: float = 0.0
-    memory: int = 2 << 30
 
 
 class ClusterGone(RuntimeError):
@@ -61,18 +53,23 @@ class Cluster:
     grain = _GRAIN
     in_process = False
 
-    def __init__(self, address: str, resources: Mapping[str, Resources]) -> None:
+    def __init__(self, address: str, takes: Mapping[str, Takes]) -> None:
         import ray
 
         self._ray = ray
         self._address = address
-        self._resources = resources
+        self._takes = takes
         self._task = ray.remote(max_retries=_RETRIES, retry_exceptions=False, max_calls=0)(_run)
         self._shared: OrderedDict[Wanted, tuple[Any, int]] = OrderedDict()
         self._data: dict[str, list[Any]] = {}
         self._versions = _versions()
-        self._looked = self._answered = time.monotonic()
-        self._slots = self._count_slots()
+        self._here = ray.get_runtime_context().get_node_id()
+        self._looked = self._answered = self._fitted = time.monotonic()
+        self._slots = 0
+        self._look()
+        unfit = self._unfit()
+        if unfit:
+            raise ClusterGone(unfit)
 
     @property
     def capacity(self) -> int:
@@ -84,7 +81,7 @@ class Cluster:
     ) -> "Future[list[Outcome]]":
         """Make a Ray task of the jobs, with references to what they read."""
         files = [self._share(item, read) for item in wanted]
-        takes = self._resources.get(jobs[0].kind, Resources())
+        takes = self._takes.get(jobs[0].kind, Takes())
         try:
             result = self._task.options(
                 num_cpus=takes.cpus, num_gpus=takes.gpus, memory=takes.memory
@@ -101,39 +98,44 @@ class Cluster:
         if now - self._looked < _GLANCE:
             return
         self._looked = now
-        try:
-            host, _, port = self._address.rpartition(":")
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=_GLANCE):
-                self._answered = now
-        except OSError as error:
+        if not _answers(self._address):
             if now - self._answered > _GONE:
-                raise self._gone(error) from error
+                raise self._gone("its head does not answer")
             return
-        self._slots = self._count_slots()
+        self._answered = now
+        self._look()
+        unfit = self._unfit()
+        if not unfit:
+            self._fitted = now
+        elif now - self._fitted > _PATIENCE:
+            raise ClusterGone(unfit)
 
-    def _gone(self, error: BaseException) -> ClusterGone:
+    def _gone(self, error: BaseException | str) -> ClusterGone:
         words = " ".join(str(error).split())[:200]
         return ClusterGone(
             f"the Ray cluster at {self._address} is gone ({words}); finished work is kept: run the"
             " same command again once it is back"
         )
 
-    def _count_slots(self) -> int:
-        """How many of the least demanding tasks the cluster can do at once."""
-        have = self._ray.cluster_resources()
-        slots = [
-            min(
-                have.get(name, 0.0) / amount
-                for name, amount in (
-                    ("CPU", takes.cpus),
-                    ("GPU", takes.gpus),
-                    ("memory", takes.memory),
+    def _look(self) -> None:
+        """Take note of the nodes there are, and of the tasks they can do at once."""
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        if self._here not in {node["NodeID"] for node in nodes}:
+            raise self._gone("the node on this machine has ended")
+        self._nodes = [node["Resources"] for node in nodes]
+        everything = list(self._takes.values()) or [Takes()]
+        self._slots = sum(max(_fits(node, takes) for takes in everything) for node in self._nodes)
+
+    def _unfit(self) -> str:
+        """What no node can do, in a line; empty if there is a node for every job."""
+        for kind, takes in self._takes.items():
+            if not any(_fits(node, takes) for node in self._nodes):
+                return (
+                    f"expected a node with {takes} for each {kind} job, got none among"
+                    f" {len(self._nodes)} nodes of the Ray cluster at {self._address}; finished"
+                    " work is kept: add such a node, or ask for less under [resources]"
                 )
-                if amount > 0
-            )
-            for takes in self._resources.values() or [Resources()]
-        ]
-        return max(1, int(max(slots)))
+        return ""
 
     def _share(self, wanted: Wanted, read: Read) -> Any:
         """A reference to the files, put into the object store the first time."""
@@ -186,6 +188,12 @@ class Cluster:
             found.set_exception(error)
 
 
+def _fits(node: Mapping[str, float], takes: Takes) -> int:
+    """How many such jobs a node can do at once."""
+    wanted = {"CPU": takes.cpus, "GPU": takes.gpus, "memory": takes.memory}
+    return int(min(node.get(name, 0.0) / amount for name, amount in wanted.items() if amount > 0))
+
+
 def _versions() -> dict[str, str]:
     """Versions that decide results; a build for another device is the same version."""
     return {
@@ -225,23 +233,24 @@ def _provide(name: str, references: Sequence[Any]) -> None:
 
 @contextlib.contextmanager
 def open_cluster(
-    workers: int | None, address: str | None, resources: Mapping[str, Resources] | None = None
+    workers: int | None, address: str | None, takes: Mapping[str, Takes]
 ) -> Iterator[Cluster]:
     """A connection to a Ray cluster, closed afterwards; without an address one of our own.
 
     Args:
-        workers: Cores of our own cluster; by default those of this machine.
+        workers: How many jobs our own cluster does at once; by default one for every core.
         address: As `ray.init` takes it: "auto", or host and port of a head node. The machine must
             be a node of that cluster.
-        resources: What a job takes, by its kind.
+        takes: What a job takes of a node, by its kind.
 
     Raises:
         ValueError: Ray is not installed, or there are workers and an address.
         ClusterGone: There is no cluster there, or it refuses.
     """
-    takes = resources or {}
     if address is None:
-        with _own_head(workers or os.cpu_count() or 1) as own, _connected(own) as at:
+        cores = max((item.cpus for item in takes.values()), default=1.0)
+        cpus = math.ceil(workers * cores) if workers else os.cpu_count() or 1
+        with _own_head(cpus) as own, _connected(own) as at:
             yield Cluster(at, takes)
         return
     if address.startswith("ray://"):
@@ -257,23 +266,67 @@ def open_cluster(
 def _connected(address: str) -> Iterator[str]:
     """This process as a driver of the cluster at `address`; yields where its head is."""
     ray = _ray()
-    try:
-        ray.init(
-            address,
-            log_to_driver=False,
-            configure_logging=False,
-            namespace="flatminima",
+    _quieten(ray)
+    if address != "auto" and not _answers(address):
+        raise ClusterGone(
+            f"expected a Ray cluster at {address}, got no answer; start one with 'ray start"
+            " --head', or leave out --address for one of its own"
         )
+    try:
+        with _loopback_kept(ray, address), _environment(**(_IMPATIENT | dict(os.environ))):
+            reread_settings(ray)
+            ray.init(address, log_to_driver=False, configure_logging=False, namespace="flatminima")
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         words = " ".join(str(error).split())[:300]
         raise ClusterGone(
-            f"expected a Ray cluster at {address}, got: {words}; start one with 'ray start', or"
-            " leave out --address for one of its own"
+            f"expected a Ray cluster at {address}, got: {words}; see 'ray status', or leave out"
+            " --address for one of its own"
         ) from error
     try:
         yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
+
+
+def _answers(address: str) -> bool:
+    """Whether anybody listens at a host and port."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_GLANCE):
+            return True
+    except (OSError, ValueError, OverflowError):
+        return False
+
+
+def reread_settings(ray: Any) -> None:
+    """Let Ray read its settings and token from the environment again: it did so when imported."""
+    with contextlib.suppress(AttributeError):
+        ray._raylet.Config.initialize("")
+        ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def _loopback_kept(ray: Any, address: str) -> Iterator[None]:
+    """Let a loopback address stand for itself: Ray takes it for the host's address to others.
+
+    The variable of the environment that says so is read only when Ray is first imported.
+    """
+    constants = ray._private.ray_constants
+    before = constants.ENABLE_RAY_CLUSTER
+    if address.startswith("127.0.0.1:"):
+        constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+
+
+def _quieten(ray: Any) -> None:
+    """Let Ray print nothing: what happens to nodes and workers is told in our own words."""
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    # It prints the last words of a node that ended whatever its logging is set to.
+    if hasattr(ray._private.worker, "print_to_stdstream"):
+        ray._private.worker.print_to_stdstream = lambda *arguments, **options: None
 
 
 def _ray() -> Any:
@@ -298,39 +351,53 @@ def _own_head(cpus: int) -> Iterator[str]:
         RAY_task_oom_retries=str(_RETRIES),
         RAY_DEDUP_LOGS="0",
     ):
-        _ray()
-        port = _free_port()
-        folder = tempfile.mkdtemp(prefix="flatminima-ray-")
-        keeper = subprocess.Popen(
-            [
-                sys.executable,
-                str(Path(__file__).with_name("_head.py")),
-                str(cpus),
-                str(port),
-                folder,
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C is the driver's to handle
-        )
-        assert keeper.stdin is not None
-        assert keeper.stdout is not None
-        try:
-            line = keeper.stdout.readline()
-            fault = json.loads(line)["fault"] if line else "it ended at once"
-            if fault:
-                raise ClusterGone(
-                    f"expected Ray to start on this machine, got: {' '.join(fault.split())[-300:]}"
-                )
+        reread_settings(_ray())
+        port = free_port()
+        with keep_node("127.0.0.1", "--head", "--port", str(port), "--num-cpus", str(cpus)):
             yield f"127.0.0.1:{port}"
-        finally:
-            keeper.stdin.close()
-            keeper.wait()
-            keeper.stdout.close()
 
 
-def _free_port() -> int:
+@contextlib.contextmanager
+def keep_node(host: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """A Ray node on this machine, with all that belongs to it.
+
+    Args:
+        host: The address that it has for other nodes.
+        arguments: Of `ray start`, besides those that keep it quiet and to itself.
+
+    Raises:
+        ClusterGone: It did not start.
+    """
+    folder = tempfile.mkdtemp(prefix="flatminima-ray-")
+    common = ["--node-ip-address", host, "--disable-usage-stats", "--temp-dir", folder]
+    if "--head" in arguments:
+        common += ["--include-dashboard", "false"]
+    script = str(Path(__file__).with_name("_node.py"))
+    keeper = subprocess.Popen(
+        [sys.executable, script, folder, *arguments, *common],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is the driver's to handle
+    )
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
+    try:
+        line = keeper.stdout.readline()
+        fault = json.loads(line)["fault"] if line else "it ended at once"
+        if fault:
+            raise ClusterGone(
+                f"expected Ray to start on this machine, got: {' '.join(fault.split())[-300:]}"
+            )
+        yield keeper
+    finally:
+        keeper.stdin.close()
+        keeper.wait()
+        keeper.stdout.close()
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

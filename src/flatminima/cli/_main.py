@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _explain(error: BaseException) -> tuple[int, str]:
     """Exit code and line for an error."""
     from flatminima.study.execute import StudyFailed
+    from flatminima.study.executors import ClusterGone
 
     text = " ".join(str(error).split())
     # Typer brings its own copy of click in some versions: its errors are known by their name.
@@ -79,6 +80,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
             )
         case ValueError():
             return 2, text
+        case ClusterGone():
+            return 1, text
         case RuntimeError() if type(error) is RuntimeError:
             return 1, text
         case _:

@@ -17,6 +17,10 @@ from flatminima.study.worker import Outcome, Work
 NAMES = ("serial", "processes", "ray")
 
 
+class ClusterGone(RuntimeError):
+    """A cluster that does not answer any more, or cannot go on; finished work is kept."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """Files of one finished job that another one reads: those whose names begin with `under`."""
@@ -105,9 +109,8 @@ def open_executor(
         takes: For "ray", what a job takes of a node, by its kind.
 
     Raises:
-        ValueError: For an unknown name, no workers, an address without "ray", or where Ray is not
-            installed.
-        RuntimeError: The cluster cannot be reached.
+        ValueError: For an unknown name, no workers, an address without "ray", where Ray is not
+            installed, and for a cluster that does not answer, refuses, or has no node for a job.
     """
     if name not in NAMES:
         words = ", ".join(map(repr, NAMES))

@@ -6,25 +6,20 @@ of it. Nothing of ours listens on other than loopback unless an address is given
 """
 
 import contextlib
-import json
-import logging
 import math
 import os
-import secrets
 import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from flatminima.data import sources
 from flatminima.store import Artifact
-from flatminima.study.executors import Read, Takes, Wanted, gathered
+from flatminima.study.executors import ClusterGone, Read, Takes, Wanted, gathered
+from flatminima.study.executors._connection import answers, connected
+from flatminima.study.executors._nodes import own_head
 from flatminima.study.job import Job
 from flatminima.study.provenance import provenance
 from flatminima.study.worker import Outcome, Work, compute
@@ -35,16 +30,7 @@ _SHARED = 4 << 30  # bytes of finished work that are kept in Ray's object store
 _GLANCE = 2.0  # seconds between two looks at the cluster
 _GONE = 10.0  # seconds without an answer after which it is taken for gone
 _PATIENCE = 60.0  # seconds for a lost node to come back when no other can do its jobs
-# A host that is cut off closes no connection: without these Ray waits for it for seven minutes.
-_IMPATIENT = {
-    "RAY_grpc_client_keepalive_time_ms": "10000",
-    "RAY_grpc_client_keepalive_timeout_ms": "10000",
-}
 _SAME = ("flatminima", "python", "torch", "numpy")  # versions that must agree
-
-
-class ClusterGone(RuntimeError):
-    """The cluster does not answer, or refuses; finished work is kept."""
 
 
 class Cluster:
@@ -69,7 +55,7 @@ class Cluster:
         self._look()
         unfit = self._unfit()
         if unfit:
-            raise ClusterGone(unfit)
+            raise ValueError(unfit)
 
     @property
     def capacity(self) -> int:
@@ -98,7 +84,7 @@ class Cluster:
         if now - self._looked < _GLANCE:
             return
         self._looked = now
-        if not _answers(self._address):
+        if not answers(self._address):
             if now - self._answered > _GONE:
                 raise self._gone("its head does not answer")
             return
@@ -244,13 +230,13 @@ def open_cluster(
         takes: What a job takes of a node, by its kind.
 
     Raises:
-        ValueError: Ray is not installed, or there are workers and an address.
-        ClusterGone: There is no cluster there, or it refuses.
+        ValueError: Ray is not installed, there is no cluster there, it refuses, or it has no node
+            for a job.
     """
     if address is None:
         cores = max((item.cpus for item in takes.values()), default=1.0)
         cpus = math.ceil(workers * cores) if workers else os.cpu_count() or 1
-        with _own_head(cpus) as own, _connected(own) as at:
+        with own_head(cpus, _RETRIES) as own, connected(own) as at:
             yield Cluster(at, takes)
         return
     if address.startswith("ray://"):
@@ -258,161 +244,5 @@ def open_cluster(
             f"expected the address of a head node such as 10.0.0.1:6379, got {address!r}, a Ray"
             " client's; run flatminima on a node of the cluster"
         )
-    with _connected(address) as at:
+    with connected(address) as at:
         yield Cluster(at, takes)
-
-
-@contextlib.contextmanager
-def _connected(address: str) -> Iterator[str]:
-    """This process as a driver of the cluster at `address`; yields where its head is."""
-    ray = _ray()
-    _quieten(ray)
-    if address != "auto" and not _answers(address):
-        raise ClusterGone(
-            f"expected a Ray cluster at {address}, got no answer; start one with 'ray start"
-            " --head', or leave out --address for one of its own"
-        )
-    try:
-        with _loopback_kept(ray, address), _environment(**(_IMPATIENT | dict(os.environ))):
-            reread_settings(ray)
-            ray.init(address, log_to_driver=False, configure_logging=False, namespace="flatminima")
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        words = " ".join(str(error).split())[:300]
-        raise ClusterGone(
-            f"expected a Ray cluster at {address}, got: {words}; see 'ray status', or leave out"
-            " --address for one of its own"
-        ) from error
-    try:
-        yield ray.get_runtime_context().gcs_address
-    finally:
-        ray.shutdown()
-
-
-def _answers(address: str) -> bool:
-    """Whether anybody listens at a host and port."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_GLANCE):
-            return True
-    except (OSError, ValueError, OverflowError):
-        return False
-
-
-def reread_settings(ray: Any) -> None:
-    """Let Ray read its settings and token from the environment again: it did so when imported."""
-    with contextlib.suppress(AttributeError):
-        ray._raylet.Config.initialize("")
-        ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-
-@contextlib.contextmanager
-def _loopback_kept(ray: Any, address: str) -> Iterator[None]:
-    """Let a loopback address stand for itself: Ray takes it for the host's address to others.
-
-    The variable of the environment that says so is read only when Ray is first imported.
-    """
-    constants = ray._private.ray_constants
-    before = constants.ENABLE_RAY_CLUSTER
-    if address.startswith("127.0.0.1:"):
-        constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        constants.ENABLE_RAY_CLUSTER = before
-
-
-def _quieten(ray: Any) -> None:
-    """Let Ray print nothing: what happens to nodes and workers is told in our own words."""
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
-    # It prints the last words of a node that ended whatever its logging is set to.
-    if hasattr(ray._private.worker, "print_to_stdstream"):
-        ray._private.worker.print_to_stdstream = lambda *arguments, **options: None
-
-
-def _ray() -> Any:
-    """Ray, or a line that says how to get it."""
-    try:
-        import ray
-    except ImportError:
-        raise ValueError(
-            "expected Ray for executor 'ray', got none installed; install flatminima[ray]"
-        ) from None
-    return ray
-
-
-@contextlib.contextmanager
-def _own_head(cpus: int) -> Iterator[str]:
-    """A head node on this machine that lives as long as this process wants; yields its address."""
-    with _environment(
-        # On any system: nodes are at the loopback address instead of the host's.
-        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN=secrets.token_hex(32),
-        RAY_task_oom_retries=str(_RETRIES),
-        RAY_DEDUP_LOGS="0",
-    ):
-        reread_settings(_ray())
-        port = free_port()
-        with keep_node("127.0.0.1", "--head", "--port", str(port), "--num-cpus", str(cpus)):
-            yield f"127.0.0.1:{port}"
-
-
-@contextlib.contextmanager
-def keep_node(host: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """A Ray node on this machine, with all that belongs to it.
-
-    Args:
-        host: The address that it has for other nodes.
-        arguments: Of `ray start`, besides those that keep it quiet and to itself.
-
-    Raises:
-        ClusterGone: It did not start.
-    """
-    folder = tempfile.mkdtemp(prefix="flatminima-ray-")
-    common = ["--node-ip-address", host, "--disable-usage-stats", "--temp-dir", folder]
-    if "--head" in arguments:
-        common += ["--include-dashboard", "false"]
-    script = str(Path(__file__).with_name("_node.py"))
-    keeper = subprocess.Popen(
-        [sys.executable, script, folder, *arguments, *common],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C is the driver's to handle
-    )
-    assert keeper.stdin is not None
-    assert keeper.stdout is not None
-    try:
-        line = keeper.stdout.readline()
-        fault = json.loads(line)["fault"] if line else "it ended at once"
-        if fault:
-            raise ClusterGone(
-                f"expected Ray to start on this machine, got: {' '.join(fault.split())[-300:]}"
-            )
-        yield keeper
-    finally:
-        keeper.stdin.close()
-        keeper.wait()
-        keeper.stdout.close()
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Variables of the environment, set for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

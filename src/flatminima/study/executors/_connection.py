@@ -1,0 +1,112 @@
+"""This process as a driver of a Ray cluster, and how Ray is kept quiet and to the point."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+_PATIENCE = 2.0  # seconds until a head that is there has taken a connection
+# A host that is cut off closes no connection: without these Ray waits for it for seven minutes.
+_IMPATIENT = {
+    "RAY_grpc_client_keepalive_time_ms": "10000",
+    "RAY_grpc_client_keepalive_timeout_ms": "10000",
+}
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[str]:
+    """This process as a driver of the cluster at `address`; yields where its head is.
+
+    Raises:
+        ValueError: There is none, or it refuses; or Ray is not installed.
+    """
+    ray = import_ray()
+    _quieten(ray)
+    if address != "auto" and not answers(address):
+        raise ValueError(
+            f"expected a Ray cluster at {address}, got no answer; start one with 'ray start"
+            " --head', or leave out --address for one of its own"
+        )
+    try:
+        with _loopback_kept(ray, address), environment(**(_IMPATIENT | dict(os.environ))):
+            reread_settings(ray)
+            ray.init(address, log_to_driver=False, configure_logging=False, namespace="flatminima")
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        words = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"expected a Ray cluster at {address}, got: {words}; see 'ray status', or leave out"
+            " --address for one of its own"
+        ) from error
+    try:
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()
+
+
+def answers(address: str) -> bool:
+    """Whether anybody listens at a host and port."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE):
+            return True
+    except (OSError, ValueError, OverflowError):
+        return False
+
+
+def reread_settings(ray: Any) -> None:
+    """Let Ray read its settings and token from the environment again: it did so when imported."""
+    with contextlib.suppress(AttributeError):
+        ray._raylet.Config.initialize("")
+        ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def _loopback_kept(ray: Any, address: str) -> Iterator[None]:
+    """Let a loopback address stand for itself: Ray takes it for the host's address to others.
+
+    The variable of the environment that says so is read only when Ray is first imported.
+    """
+    constants = ray._private.ray_constants
+    before = constants.ENABLE_RAY_CLUSTER
+    if address.startswith("127.0.0.1:"):
+        constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+
+
+def _quieten(ray: Any) -> None:
+    """Let Ray print nothing: what happens to nodes and workers is told in our own words."""
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    # It prints the last words of a node that ended whatever its logging is set to.
+    if hasattr(ray._private.worker, "print_to_stdstream"):
+        ray._private.worker.print_to_stdstream = lambda *arguments, **options: None
+
+
+def import_ray() -> Any:
+    """Ray, or a line that says how to get it."""
+    try:
+        import ray
+    except ImportError:
+        raise ValueError(
+            "expected Ray for executor 'ray', got none installed; install flatminima[ray]"
+        ) from None
+    return ray
+
+
+@contextlib.contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Variables of the environment, set for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -40,7 +40,7 @@ Artifact: TypeAlias = Mapping[str, bytes]
 FORMAT = 1
 _DISCARDED = "discarded.json"
 _LONGEST_LOG = 200_000  # characters
-_PARTIAL = re.compile(r"\..+\.\d+")  # what `_write_text` makes of a name, with a process's number
+_PARTIAL = re.compile(r"\..+\.\d+")  # what `write_text` makes of a name, with a process's number
 _SHORT = 20  # hex digits of a digest in a folder's name: 80 bits, no clash in any store
 
 
@@ -133,7 +133,7 @@ def _write_files(folder: Path, files: Artifact) -> None:
         path.write_bytes(data)
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Replace a small file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -213,7 +213,7 @@ class Store:
                     f"expected an empty folder or a store at {self.root}, got other files; name"
                     " another folder with --out"
                 )
-            _write_text(marker, json.dumps({"format": FORMAT}) + "\n")
+            write_text(marker, json.dumps({"format": FORMAT}) + "\n")
         _check_format(marker)
 
     def __repr__(self) -> str:
@@ -331,7 +331,7 @@ class Store:
             gone = {name: record["payload"].pop(name) for name in names}
             record["left_out"] = {**record.get("left_out", {}), **gone}
             folder = self.folder(kind, digest)
-            _write_text(folder / "run.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+            write_text(folder / "run.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
             for name in names:
                 (folder / "payload" / name).unlink(missing_ok=True)
         return names
@@ -386,7 +386,7 @@ class Store:
         }
         try:
             _write_files(aside / "payload", artifact)
-            _write_text(aside / "run.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
+            write_text(aside / "run.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
             final.parent.mkdir(parents=True, exist_ok=True)
             if final.exists():  # only a folder that lost its record can be here
                 shutil.rmtree(final)
@@ -403,7 +403,7 @@ class Store:
         """Replace a job's log, by the end of it if it is very long."""
         if len(text) > _LONGEST_LOG:
             text = f"[...]\n{text[-_LONGEST_LOG:]}"
-        _write_text(self.log_path(kind, digest), text)
+        write_text(self.log_path(kind, digest), text)
 
     def open_payload(self, kind: str, digest: str, name: str) -> "xr.Dataset":
         """One dataset of a finished job, loaded into memory, e.g. `("surface", d, "surface.zarr")`.
@@ -484,7 +484,7 @@ class Store:
     def write_manifest(self, study: str, manifest: Mapping[str, Any]) -> None:
         """Replace a study's manifest in one step."""
         path = self.root / "studies" / study / "manifest.json"
-        _write_text(path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        write_text(path, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
     def report_folder(self, study: str) -> Path:
         """Where a study's report belongs."""

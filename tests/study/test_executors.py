@@ -350,7 +350,9 @@ def test_an_interrupt_waits_for_a_safe_point(store: Store) -> None:
     jobs = [_job("a"), _job("b"), _job("c")]
     with pytest.raises(KeyboardInterrupt):
         execute(jobs, store, _Later(), work=_name, listener=listener)
-    assert heard == [("started", "a"), ("finished", "a"), ("started", "b")]
+    # What is finished when the interrupt is noticed is kept; nothing else begins.
+    assert heard == [("started", "a"), ("finished", "a"), ("started", "b"), ("finished", "b")]
+    assert not store.done("network", jobs[2].digest)
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from flatminima.store import Store
+from flatminima.store import Store, write_text
 from flatminima.study.execute import Event, Listener, StudyFailed
 from flatminima.study.job import Job
 
@@ -135,12 +135,9 @@ class Live:
                 },
                 indent=1,
             )
-        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         # A full disk is the business of whoever writes results.
         with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(self._path)
+            write_text(self._path, text + "\n")
 
 
 def live_path(store: Store, study: str) -> Path:

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,38 @@ def test_report_by_file_or_by_name(finished: Path, capsys: pytest.CaptureFixture
         assert capsys.readouterr().out.strip().endswith("reports/small/report.html")
     assert _call("report", "other", "--out", finished / "runs") == 2
     assert "expected the study 'other'" in capsys.readouterr().err
+
+
+def test_a_report_that_is_cut_short_leaves_the_older_one(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finished / "runs/reports/small"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def cut_short(store: Store, names: list[str], out: Path) -> Path:
+        (out / "report.html").write_text("half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("flatminima.report.write_report", cut_short)
+    assert _call("report", "small", "--out", finished / "runs") == 2
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert list((finished / "runs/tmp").glob("*")) == []
+
+
+def test_a_step_that_was_half_discarded_goes_with_the_next_run(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "runs"
+    shutil.copytree(finished / "runs", out)
+    step = next(out.glob("jobs/train-*"))
+    (step / "payload").mkdir()
+    (step / "payload" / "state.safetensors").write_text("rest")
+    assert _call("verify", out) == 1
+    assert _call("run", finished / "small.toml", "--out", out) == 0
+    assert not (step / "payload").exists()
+    assert _call("verify", out) == 0
+    assert _call("run", finished / "small.toml", "--out", out) == 0
+    assert "nothing to do" in capsys.readouterr().out
 
 
 def test_publish_verify_and_recompute(

@@ -198,7 +198,7 @@ def test_what_is_removed_goes_in_one_step(store: Store, monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(store_module.shutil, "rmtree", killed)
+        context.setattr("shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             store.remove(store.folder("tile", DIGEST))
     assert not store.folder("tile", DIGEST).exists()

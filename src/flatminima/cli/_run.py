@@ -10,7 +10,15 @@ from flatminima.store import Store, canonical, sha256
 from flatminima.study.estimate import corrections, job_bytes, run_seconds
 from flatminima.study.executors import open_executor
 from flatminima.study.plan import RESULTS
-from flatminima.study.run import Plan, default_workers, make_plan, remember, run_plan
+from flatminima.study.run import (
+    Plan,
+    default_workers,
+    discard_steps,
+    half_discarded,
+    make_plan,
+    remember,
+    run_plan,
+)
 
 _START = 5.0  # seconds until workers have loaded their libraries
 
@@ -34,7 +42,7 @@ def run(
 
     plan = look()
     name = plan.study.name
-    if not plan.todo and (only or report_is_fresh(plan)):
+    if not plan.todo and (only or report_is_fresh(plan)) and not half_discarded(plan):
         page = "" if only else f"; report: {find_page(plan)}"
         print(f"{name}: nothing to do, all of it is in {out}{page}")
         return
@@ -57,6 +65,7 @@ def _compute(plan: Plan, executor: str, workers: int | None, address: str | None
     """Do what is left, after saying what that is."""
     if not plan.todo:
         remember(plan)
+        discard_steps(plan)
         return
     from flatminima.cli._progress import make_display
 
@@ -115,7 +124,9 @@ def write_own_report(store: Store, name: str) -> Path:
     """Write the report of one study into its store, and remember what it was made of."""
     from flatminima.report import write_report
 
-    page = write_report(store, [name], store.report_folder(name))
+    with store.new_report(name) as folder:
+        file = write_report(store, [name], folder).name
+    page = store.report_folder(name) / file
     manifest = store.manifest(name)
     manifest["report"] = {
         "page": page.relative_to(store.root).as_posix(),

@@ -55,7 +55,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     """The answer of git, or nothing where there is none."""
     try:
         answer = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
             capture_output=True,
             text=True,
             check=True,

@@ -190,6 +190,14 @@ def discard_steps(plan: Plan) -> None:
             store.discard(job.kind, job.digest)
 
 
+def half_discarded(plan: Plan) -> bool:
+    """Whether a kill came between a step's record and its files while it was discarded."""
+    folders = (plan.store.folder(job.kind, job.digest) for job in plan.jobs if job.kind == "train")
+    return any(
+        (folder / "discarded.json").exists() and (folder / "payload").exists() for folder in folders
+    )
+
+
 def remember(plan: Plan) -> None:
     """Write the study's manifest if it is new or has changed, keeping what it says of a report."""
     manifest = plan.manifest()

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing.connection import wait as wait_for_sentinel
+from typing import Any
 
 from flatminima.study.executors import Read, Wanted, gathered
 from flatminima.study.job import Job
@@ -64,24 +65,45 @@ def open_processes(workers: int) -> Iterator[Processes]:
     and die with the driver however it ends.
     """
     before = set(multiprocessing.active_children())
+    _start_tracker()
     pool = ProcessPoolExecutor(
         workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     )
     results = pool._result_queue
     try:
         with _children_ignore_interrupts():
-            # The first call starts all processes.
-            pool.submit(os.getpid)
+            # A call starts a process unless one is idle already.
+            while len(pool._processes) < workers:
+                pool.submit(os.getpid)
         yield Processes(pool, workers)
+        pool.shutdown()
     except BaseException:
+        manager: Any = pool._executor_manager_thread
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - before:
             process.kill()
         # A process ended in the middle of handing over a result leaves half of it, and the thread
         # that reads it waits for the rest as long as anybody could still write, us included.
         results._writer.close()  # type: ignore[attr-defined]
+        if manager is not None:
+            manager.join(5.0)  # at the end of the program it would be woken up while it ends
         raise
-    pool.shutdown()
+
+
+def _start_tracker() -> None:
+    """Start the process that removes what killed workers leave; it is not to warn of that."""
+    from multiprocessing import resource_tracker
+
+    before = os.environ.get("PYTHONWARNINGS")
+    quiet = "ignore:resource_tracker"
+    os.environ["PYTHONWARNINGS"] = f"{before},{quiet}" if before else quiet
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 @contextlib.contextmanager

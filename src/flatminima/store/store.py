@@ -1,22 +1,6 @@
-"""A store: one folder per job, named by the job's digest, written whole or not at all.
-
-An *artifact* is a mapping from relative paths to bytes, and nothing else is ever stored of a
-result: equal artifacts are equal bytes. Layout of a store at `ROOT`::
-
-    store.json                           {"format": 1}
-    jobs/<kind>-<digest[:20]>/payload/   the artifact
-                             /run.json   written last: settings, payload digests, provenance
-    jobs/<kind>-.../discarded.json       in place of both, for a step that nothing needs any more
-    logs/<kind>-<digest[:20]>.log        what a job printed, and why it failed; no result needs it
-    studies/<name>/manifest.json         resolved settings and the list of jobs
-                  /live.json             what its last run says of itself; see `study.live`
-    reports/<name>/                      figures and pages
-
-Nothing here imports torch, and xarray only inside the functions that make or read datasets.
-"""
+"""The `Store` itself."""
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -24,14 +8,15 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
+from flatminima.store.artifact import Artifact, StoreError, open_zarr, sha256
+from flatminima.store.files import read_json, write_files, write_text
+
 if TYPE_CHECKING:
     import xarray as xr
-
-Artifact: TypeAlias = Mapping[str, bytes]
 
 # Raised only when an older version would misread a store, not when it would overlook a part of it
 # (logs, live.json). There has been no other format yet. Whoever raises it writes what brings a
@@ -42,10 +27,6 @@ _DISCARDED = "discarded.json"
 _LONGEST_LOG = 200_000  # characters
 _PARTIAL = re.compile(r"\..+\.\d+")  # what `write_text` makes of a name, with a process's number
 _SHORT = 20  # hex digits of a digest in a folder's name: 80 bits, no clash in any store
-
-
-class StoreError(ValueError):
-    """A store that cannot be used as it stands; its one-line message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -67,96 +48,6 @@ class Fault:
 
     def __str__(self) -> str:
         return f"jobs/{self.job}{'/' if self.file else ''}{self.file}: {self.what}"
-
-
-def canonical(value: object) -> bytes:
-    """The one JSON text of a value of mappings, lists, strings, numbers and None."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return text.encode("ascii")
-
-
-def sha256(data: bytes) -> str:
-    """The hex sha256 of some bytes."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def dataset_to_files(name: str, dataset: "xr.Dataset") -> dict[str, bytes]:
-    """An `xarray.Dataset` as the files of a zarr folder (format 2) called `name`."""
-    from zarr.storage import MemoryStore
-
-    files: dict[str, Any] = {}
-    dataset.to_zarr(MemoryStore(files), zarr_format=2, consolidated=False)
-    return {f"{name}/{key}": files[key].to_bytes() for key in sorted(files)}
-
-
-def files_to_dataset(name: str, files: Artifact) -> "xr.Dataset":
-    """The dataset that `dataset_to_files` made, loaded into memory.
-
-    Raises:
-        StoreError: If there is no such dataset among the files, or its files are damaged.
-    """
-    from zarr.core.buffer import default_buffer_prototype
-    from zarr.storage import MemoryStore
-
-    make = default_buffer_prototype().buffer.from_bytes
-    chosen = {
-        key.removeprefix(f"{name}/"): make(data)
-        for key, data in files.items()
-        if key.startswith(f"{name}/")
-    }
-    if not chosen:
-        raise StoreError(f"expected a dataset {name} in the artifact, got {sorted(files)}")
-    return _open_zarr(MemoryStore(chosen), name)
-
-
-def _open_zarr(where: Any, name: str) -> "xr.Dataset":
-    """Read a zarr folder, or a store in its place, into memory."""
-    import xarray as xr
-
-    try:
-        with xr.open_zarr(where, consolidated=False) as opened:
-            dataset: xr.Dataset = opened.load()
-            return dataset
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StoreError(
-            f"expected a dataset at {name}, got a damaged one ({message}); delete its job's folder"
-            " and run the study again"
-        ) from None
-
-
-def _write_files(folder: Path, files: Artifact) -> None:
-    """Write every file of an artifact below `folder`."""
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read a file that this module wrote."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        value = None
-    if not isinstance(value, dict):
-        raise StoreError(
-            f"expected a JSON record in {path}, got a damaged file; delete {path.parent} and run"
-            " the study again"
-        )
-    return value
 
 
 def _foreign(path: Path) -> bool:
@@ -207,6 +98,11 @@ class Store:
                 raise StoreError(
                     f"expected a store at {self.root}, got a folder without store.json; run a"
                     " study there first, or name another folder"
+                )
+            if (self.root / "jobs").is_dir():
+                raise StoreError(
+                    f'expected {{"format": {FORMAT}}} in {marker}, got nothing there; write that'
+                    " line into it if the folder is a store, or name another with --out"
                 )
             if self.root.is_dir() and any(map(_foreign, self.root.iterdir())):
                 raise StoreError(
@@ -270,7 +166,7 @@ class Store:
                 f"expected the finished job {path.parent.name} in {self.root}, got none; run its"
                 " study"
             )
-        return _read_json(path)
+        return read_json(path)
 
     def records(self, *, discarded: bool = False) -> Iterator[dict[str, Any]]:
         """The records of all finished jobs, ordered by the names of their folders.
@@ -282,13 +178,13 @@ class Store:
         for folder in sorted((self.root / "jobs").glob("*")):
             path = next((folder / name for name in names if (folder / name).exists()), None)
             if path is not None:
-                yield _read_json(path)
+                yield read_json(path)
 
     def any_record(self, name: str) -> dict[str, Any] | None:
         """What is on record of a job, also a discarded one, by its folder's name; if legible."""
         for file in ("run.json", _DISCARDED):
             with contextlib.suppress(OSError, StoreError):
-                record = _read_json(self.root / "jobs" / name / file)
+                record = read_json(self.root / "jobs" / name / file)
                 if isinstance(record.get("settings"), dict):
                     return record
         return None
@@ -385,7 +281,7 @@ class Store:
             "provenance": dict(provenance or {}),
         }
         try:
-            _write_files(aside / "payload", artifact)
+            write_files(aside / "payload", artifact)
             write_text(aside / "run.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
             final.parent.mkdir(parents=True, exist_ok=True)
             if final.exists():  # only a folder that lost its record can be here
@@ -415,14 +311,14 @@ class Store:
         path = self.folder(kind, digest) / "payload" / name
         if not path.is_dir():
             raise StoreError(f"expected a dataset at {path}, got nothing there")
-        return _open_zarr(path, str(path))
+        return open_zarr(path, str(path))
 
     def verify(self) -> tuple[int, list[str]]:
         """Compare every payload file with its recorded digest.
 
         Returns:
-            The number of files that were compared, and one line for each fault: a file that is
-            altered, missing or unknown, a damaged record.
+            The number of files that were compared, and one line for each fault, which is a file
+            that is altered, missing or unknown, or a damaged record.
         """
         count, faults = self.inspect()
         return count, [str(fault) for fault in faults]
@@ -434,7 +330,7 @@ class Store:
             discarded = (folder / _DISCARDED).exists() and not (folder / "payload").exists()
             name = _DISCARDED if discarded else "run.json"
             try:
-                record = _read_json(folder / name)
+                record = read_json(folder / name)
                 own_name = f"{record['kind']}-{record['digest'][:_SHORT]}"
                 expected = {} if discarded else dict(record["payload"])
             except (StoreError, OSError, KeyError, TypeError, ValueError):
@@ -479,7 +375,7 @@ class Store:
             raise StoreError(
                 f"expected the study {study!r} in {self.root}, got {known}; run it first"
             )
-        return _read_json(path)
+        return read_json(path)
 
     def write_manifest(self, study: str, manifest: Mapping[str, Any]) -> None:
         """Replace a study's manifest in one step."""
@@ -489,3 +385,21 @@ class Store:
     def report_folder(self, study: str) -> Path:
         """Where a study's report belongs."""
         return self.root / "reports" / study
+
+    @contextlib.contextmanager
+    def new_report(self, study: str) -> Iterator[Path]:
+        """A folder to write a report into, which takes the place of the older one when it is whole.
+
+        The caller holds the lock.
+        """
+        aside = self.root / "tmp" / f"report-{study}.{os.getpid()}"
+        final = self.report_folder(study)
+        aside.mkdir(parents=True)
+        try:
+            yield aside
+            if final.exists():
+                self.remove(final)
+            final.parent.mkdir(exist_ok=True)
+            aside.replace(final)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)

@@ -41,14 +41,14 @@ _TAKES = {"network": Takes(memory=100 << 20)}
 # Long enough jobs to be caught at: about half a second each.
 _STUDY: dict[str, Any] = {
     "name": "small",
-    "data": {"dataset": "digits", "limit": 500},
+    "data": {"dataset": "digits", "limit": 400},
     "groups": [{"name": "natural"}, {"name": "random", "noise": 0.5, "noise_seed": 1}],
     "model": {"name": "mlp", "settings": {"sizes": [64, 64, 10]}},
     "training": {
-        "epochs": 40,
+        "epochs": 24,
         "batch_size": 16,
         "learning_rate": 0.05,
-        "segment_epochs": 10,
+        "segment_epochs": 6,
         "match_loss": 0.5,
     },
     "surface": {"resolution": 12, "tile": 12},

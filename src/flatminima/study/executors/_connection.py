@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+_ATTEMPTS = 6  # a second apart, to join a cluster whose head answers
 _PATIENCE = 2.0  # seconds until a head that is there has taken a connection
 # A host that is cut off closes no connection: without these Ray waits for it for seven minutes.
 _IMPATIENT = {
@@ -30,7 +31,7 @@ def connected(address: str) -> Iterator[str]:
             " --head', or leave out --address for one of its own"
         )
     try:
-        with _loopback_kept(ray, address), environment(**(_IMPATIENT | dict(os.environ))):
+        with _constants(ray, address), environment(**(_IMPATIENT | dict(os.environ))):
             reread_settings(ray)
             ray.init(address, log_to_driver=False, configure_logging=False, namespace="flatminima")
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -63,19 +64,24 @@ def reread_settings(ray: Any) -> None:
 
 
 @contextlib.contextmanager
-def _loopback_kept(ray: Any, address: str) -> Iterator[None]:
-    """Let a loopback address stand for itself: Ray takes it for the host's address to others.
+def _constants(ray: Any, address: str) -> Iterator[None]:
+    """Set what Ray reads from the environment only when it is first imported.
 
-    The variable of the environment that says so is read only when Ray is first imported.
+    A loopback address stands for itself, where Ray takes it for the host's address to others; and
+    a head that refuses is asked again for some seconds, not for twenty.
     """
     constants = ray._private.ray_constants
-    before = constants.ENABLE_RAY_CLUSTER
+    wanted = {"NUM_REDIS_GET_RETRIES": _ATTEMPTS}
     if address.startswith("127.0.0.1:"):
-        constants.ENABLE_RAY_CLUSTER = False
+        wanted["ENABLE_RAY_CLUSTER"] = False
+    before = {name: getattr(constants, name) for name in wanted if hasattr(constants, name)}
+    for name in before:
+        setattr(constants, name, wanted[name])
     try:
         yield
     finally:
-        constants.ENABLE_RAY_CLUSTER = before
+        for name, value in before.items():
+            setattr(constants, name, value)
 
 
 def _quieten(ray: Any) -> None:

@@ -96,7 +96,7 @@ def scaling(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a surface's tiles with one worker and with two."""
     study = load_study(_ROOT / "studies/mnist-paper.toml").model_dump(mode="json")
     study |= {"name": "scaling", "groups": study["groups"][:1], "radius": None}
-    study["surface"] |= {"resolution": 16, "tile": 8, "checkpoints": ["end"]}
+    study["surface"] |= {"resolution": 12, "tile": 8, "checkpoints": ["end"]}
     study["report"]["published"] = ""
     found: dict[str, list[float]] = {}
     busy: dict[str, list[float]] = {}
@@ -110,8 +110,8 @@ def scaling(options: argparse.Namespace) -> dict[str, Any]:
                 print(f"{name}: {seconds:.1f} s, busy {share:.0%}", flush=True)
     middle = _medians(found)
     return {
-        "points": 16 * 16,
-        "tiles": 32,
+        "points": 12 * 12,
+        "tiles": 18,
         "images": 60_000,
         "rounds": options.rounds,
         "seconds": middle,

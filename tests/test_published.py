@@ -211,3 +211,30 @@ def test_the_page_on_speed_shows_what_was_measured():
     planes = [value for key, value in works["mnist-refined"].items() if "surface" in key]
     assert all(0.19 <= plane["share_evaluated"] <= 0.35 for plane in planes)
     assert all(plane["largest_error"] < 0.024 for plane in planes)
+
+
+def test_the_page_on_clusters_shows_what_was_measured():
+    page = " ".join((ROOT / "docs" / "clusters.md").read_text(encoding="utf-8").split())
+    measured = json.loads((ROOT / "results/cluster/cluster.json").read_text())["overhead"]
+    rows = {
+        "nothing": ("reads and yields nothing", ".4f"),
+        "reads the weights of VGG16": ("reads the 59 MB of a VGG16", ".3f"),
+        "yields the weights of VGG16": ("yields the 59 MB of a VGG16", ".3f"),
+    }
+    for name, (words, digits) in rows.items():
+        seconds = measured["seconds_per_job"][name]
+        cells = [format(seconds[way], digits) for way in ("serial", "processes", "ray")]
+        assert f"| {words} | {' | '.join(cells)} |" in page
+    assert f"Ray takes {measured['seconds_to_open']['ray']:.1f} s to start" in page
+
+
+def test_a_hundred_kills_were_published_and_none_did_harm():
+    page = " ".join((ROOT / "docs" / "clusters.md").read_text(encoding="utf-8").split())
+    found = json.loads((ROOT / "results/crash-safety/kills.json").read_text())
+    kills = [kill for study in found["studies"] for kill in study["kills"]]
+    assert len(kills) == found["summary"]["kills"] == 100
+    assert not any(kill["faults"] for kill in kills)
+    assert not any(study["faults"] for study in found["studies"])
+    assert {kill["executor"] for kill in kills} == {"serial", "processes", "ray"}
+    assert found["environment"]["dirty"] is False
+    assert f"{found['files']:,} files" in page

@@ -69,12 +69,12 @@ endif
 	@$(MAKE) --no-print-directory --silent install
 	@$(BIN)/flatminima run $(STUDY) --out $(OUT)
 
-# Small tensors: a second thread costs more than it gives, above all on a busy machine. The order of
-# files is that of tests/conftest.py.
+# Small tensors: a second thread costs more than it gives, above all on a busy machine. Tests of lost
+# nodes wait much, hence a process more than there are cores; the order is that of tests/conftest.py.
 test: export OMP_NUM_THREADS = 1
 test: install
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
-	  $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder \
+	  -n $$($(BIN)/python -c 'import os; print(1 + (os.cpu_count() or 1))') $(PYTEST_ARGS)
 
 # timm needs torchvision, whose builds fit one build of torch each; what goes wrong with it must not
 # reach the other tests. The environment sees the packages of .venv behind its own.

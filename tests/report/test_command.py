@@ -1,5 +1,6 @@
 """`flatminima report`: which studies are meant, and where their page goes."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,12 @@ def test_a_report_goes_to_its_store_or_where_it_is_told(
     assert call(other) == 0
     assert call("second", "first", "--out", runs) == 0
     assert call("second", other, "--out", runs, "--to", tmp_path / "page") == 0
+    # A study's own report takes its place when it is whole.
+    assert (runs / "reports" / "first").is_dir()
+    assert (other / "reports" / "third").is_dir()
     assert wrote == [
-        (["first"], runs / "reports" / "first"),
-        (["third"], other / "reports" / "third"),
+        (["first"], runs / "tmp" / f"report-first.{os.getpid()}"),
+        (["third"], other / "tmp" / f"report-third.{os.getpid()}"),
         (["second", "first"], runs / "reports" / "second+first"),
         (["second", "third"], tmp_path / "page"),
     ]

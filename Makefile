@@ -10,14 +10,15 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install extras study test test-timm lint site clean
+.PHONY: help install extras study test test-outages test-timm lint site clean
 
 help:
 	@echo "make study     reproduce the MNIST study in its quick version and say where the report is"
 	@echo "               (STUDY=studies/mnist-paper.toml for the full one, about an hour;"
 	@echo "               STUDY=studies/cifar10-quick.toml for CIFAR-10, about four minutes)"
 	@echo "make install   create .venv with the exact versions of requirements.lock"
-	@echo "make test      run all tests"
+	@echo "make test      run the tests"
+	@echo "make test-outages  run those that kill processes, cut nodes off and fill disks"
 	@echo "make test-timm run the tests with networks of timm, in an environment of their own"
 	@echo "make site      build the documentation's site into site/, after make extras"
 	@echo "make extras    install what further tests and the documentation's site need besides"
@@ -69,12 +70,17 @@ endif
 	@$(MAKE) --no-print-directory --silent install
 	@$(BIN)/flatminima run $(STUDY) --out $(OUT)
 
-# Small tensors: a second thread costs more than it gives, above all on a busy machine. Tests of lost
-# nodes wait much, hence a process more than there are cores; the order is that of tests/conftest.py.
-test: export OMP_NUM_THREADS = 1
+# Small tensors: a second thread costs more than it gives, above all on a busy machine. The order of
+# files is that of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test test-outages: export OMP_NUM_THREADS = 1
 test: install
-	$(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder \
-	  -n $$($(BIN)/python -c 'import os; print(1 + (os.cpu_count() or 1))') $(PYTEST_ARGS)
+	$(PYTEST) -m "not outage" $(PYTEST_ARGS)
+
+# One after the other: they load the machine themselves, and nodes of two clusters share its ports.
+test-outages: install
+	$(BIN)/python -m pytest -m outage $(PYTEST_ARGS)
 
 # timm needs torchvision, whose builds fit one build of torch each; what goes wrong with it must not
 # reach the other tests. The environment sees the packages of .venv behind its own.

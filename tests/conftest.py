@@ -12,11 +12,18 @@ hypothesis.settings.register_profile("here", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("here")
 
 
+_OUTAGES = ("tests/crash/", "tests/study/test_cluster.py", "tests/study/test_slurm.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that no process is left alone with one at the end."""
+    """Mark the tests of outages; files with slow tests come first.
+
+    So no process is left alone with a slow file at the end.
+    """
     slow: dict[str, int] = {}
     for item in items:
-        slow[item.location[0]] = slow.get(item.location[0], 0) + bool(
-            item.get_closest_marker("slow")
-        )
+        file = item.location[0]
+        if file.startswith(_OUTAGES):
+            item.add_marker("outage")
+        slow[file] = slow.get(file, 0) + (item.get_closest_marker("slow") is not None)
     items.sort(key=lambda item: -slow[item.location[0]])

@@ -25,15 +25,16 @@ from flatminima.landscape._layers import inputs_of, own_parameters
 from flatminima.landscape._meter import Meter
 from flatminima.landscape._states import MEMORY, States
 from flatminima.landscape._threads import in_threads
-from flatminima.landscape._world import arguments
+from flatminima.landscape._world import arguments, room
 from flatminima.subspace import Subspace
-from flatminima.types import Buffers, Coordinates, Parameters
+from flatminima.types import Buffers, Coordinates
 
 Features: TypeAlias = tuple[Tensor, Any, torch.Size]
 """Of one batch the top layer's inputs, the targets, and the shape of the network's outputs."""
 
-# Outputs of so many bytes are turned into losses at once: they stay in the cache.
-_STACK = 2**19
+# Outputs of so many bytes are turned into losses at once: they stay in a processor's cache, and
+# are enough to keep an accelerator at work.
+_STACK, _ACCELERATOR_STACK = 2**19, 2**26
 
 
 class _Layer:
@@ -43,14 +44,13 @@ class _Layer:
         self,
         network: nn.Module,
         name: str,
-        subspace: Subspace,
+        formed: States,
         active: list[int],
-        direction: Callable[[int], Parameters],
     ) -> None:
         module = network.get_submodule(name)
         weight, *rest = own_parameters(network, name)
         bias = rest[0] if rest else None
-        origin = subspace.origin.parameters
+        origin = formed.subspace.origin.parameters
         self._product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = (
             module._conv_forward if isinstance(module, _ConvNd) else F.linear
         )
@@ -58,7 +58,7 @@ class _Layer:
         self._origin = (origin[weight], origin[bias] if bias else None)
         self._directions: dict[int, tuple[Tensor | None, Tensor | None]] = {}
         for index in active:
-            along = direction(index)
+            along = formed.direction(index)
             u = along.get(weight)
             b = along.get(bias) if bias else None
             self._directions[index] = (
@@ -145,7 +145,7 @@ def _combine(
 def evaluate_top(
     name: str,
     network: nn.Module,
-    subspace: Subspace,
+    formed: States,
     coordinates: Coordinates,
     features: Sequence[Features],
     meter: Meter,
@@ -157,20 +157,21 @@ def evaluate_top(
     Args:
         name: The top layer; `network` ends with it.
         network: A private copy of the network.
-        subspace: Moves parameters of that layer only.
+        formed: Of a subspace that moves parameters of that layer only.
         coordinates: The points.
         features: Batches of the layer's inputs.
         meter: Receives the losses.
         threads: Whether batches may be spread over threads.
     """
     active = [int(index) for index in np.flatnonzero(coordinates.any(axis=0))]
-    layer = _Layer(network, name, subspace, active, subspace.direction)
+    layer = _Layer(network, name, formed, active)
 
     def one(_network: nn.Module, batch: int) -> Meter:
         inputs, targets, shape = features[batch]
         base, changes = layer.products(inputs)
         part = meter.part()
-        step = max(1, _STACK // base.nbytes)
+        limit = _STACK if base.device.type == "cpu" else _ACCELERATOR_STACK
+        step = max(1, limit // base.nbytes)
         stack = base.new_empty((min(step, len(coordinates)), *base.shape))
         for first in range(0, len(coordinates), step):
             points = range(first, min(first + step, len(coordinates)))
@@ -186,7 +187,7 @@ def evaluate_top(
 def evaluate_leading(
     name: str,
     network: nn.Module,
-    subspace: Subspace,
+    formed: States,
     coordinates: Coordinates,
     buffers: Buffers,
     batches: Sequence[Batch],
@@ -203,11 +204,10 @@ def evaluate_leading(
     many points use it.
     """
     own = own_parameters(network, name)
-    formed = States(subspace)
-    for points, active in _chunks(subspace, coordinates, own):
+    for points, active in _chunks(formed.subspace, coordinates, own):
         chunk = _Leading(
             name,
-            _Layer(network, name, subspace, active, formed.direction),
+            _Layer(network, name, formed, active),
             points,
             coordinates[points],
             [arithmetics[point] for point in points],
@@ -316,11 +316,12 @@ def _chunks(
     per_point = sum(sizes.values()) - leading + 1
     # In float64 when it is drawn, and as a layer; products of a batch are about as large again.
     per_direction = 4 * leading + 1
+    limit = room(next(iter(subspace.origin.parameters.values())).device, MEMORY)
     points: list[int] = []
     active: set[int] = set()
     for point, coordinate in enumerate(coordinates):
         wanted = active | {int(index) for index in np.flatnonzero(coordinate)}
-        if points and (len(points) + 1) * per_point + len(wanted) * per_direction > MEMORY:
+        if points and (len(points) + 1) * per_point + len(wanted) * per_direction > limit:
             yield np.array(points), sorted(active)
             points, wanted = [], {int(index) for index in np.flatnonzero(coordinate)}
         points.append(point)

@@ -65,9 +65,10 @@ class Batches(Sequence[Batch]):
     def clean(self) -> Iterator[Batch]:
         """The subset."""
         rows = torch.linspace(0, len(self.dataset) - 1, self.clean_samples).round().long()
+        rows = rows.to(self.dataset.device)
         # Interleaved, so that a dataset sorted by class does not give batches of one class.
         for chunk in rows.view(self.clean_size, -1).T:
-            yield self._rows(chunk.to(self.dataset.device))
+            yield self._rows(chunk)
 
     def _rows(self, rows: slice | Tensor) -> Batch:
         inputs, targets = self.dataset.batch(rows)

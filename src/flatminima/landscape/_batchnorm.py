@@ -8,7 +8,7 @@ evaluation normalises by its own statistics. A network without BatchNorm has the
 layers that store no statistics (`track_running_stats=False`) use each batch's own under any policy.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -105,8 +105,8 @@ def recomputed(
     combined in float64.
     """
     layers = batchnorm_layers(network)
-    pools = {name: _Pool() for name in layers}
-    handles = [layer.register_forward_hook(pools[name].add) for name, layer in layers.items()]
+    calls = {name: _Calls() for name in layers}
+    handles = [layer.register_forward_hook(calls[name].add) for name, layer in layers.items()]
     scratch = {name: value.clone() for name, value in buffers.items()}
     for name in layers:
         for key in ("running_mean", "running_var"):
@@ -121,9 +121,10 @@ def recomputed(
         for handle in handles:
             handle.remove()
     result = dict(buffers)
-    for name, pool in pools.items():
-        if pool.count:  # else the layer was never called
-            for key, value in (("running_mean", pool.mean), ("running_var", pool.variance)):
+    for times in {len(own.counts) for own in calls.values()} - {0}:  # 0: it was never called
+        alike = [name for name, own in calls.items() if len(own.counts) == times]
+        for name, found in zip(alike, _pooled([calls[name] for name in alike]), strict=True):
+            for key, value in zip(("running_mean", "running_var"), found, strict=True):
                 full = _joined(name, key)
                 result[full] = value.to(buffers[full].dtype)
     return result
@@ -181,46 +182,65 @@ def _weighted(name: str, like: Tensor, weights: np.ndarray, anchors: tuple[Minim
     return total.to(like.dtype)
 
 
-class _Pool:
-    """Mean and variance of a layer's inputs per channel, over all its calls."""
+class _Calls:
+    """What a layer found in each of its calls: counts, means and variances per channel."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self.mean = self._squares = torch.zeros((), dtype=torch.float64)
-
-    @property
-    def variance(self) -> Tensor:
-        """The biased variance."""
-        return self._squares / self.count
+        self.counts: list[float] = []
+        self.shrinks: list[float] = []
+        self.means: list[Tensor] = []
+        self.variances: list[Tensor] = []
 
     def add(self, layer: nn.Module, args: tuple[Tensor, ...], _output: Any) -> None:
-        """Add one batch `[N, C, ...]` that the layer has just normalised; a forward hook.
+        """Take note of one batch `[N, C, ...]` that the layer has just normalised; a forward hook.
 
-        Two sets of values are combined as Chan, Golub and LeVeque (1983) do, which loses no digits
-        where the mean is large.
+        The moments are those that the layer has found itself, where it is torch's own: another pass
+        over the activations would cost up to half as much again as the network.
         """
         assert isinstance(layer, _BatchNorm)
-        more = args[0].numel() // args[0].shape[1]
-        mean, variance = _moments(layer, args[0], more)
-        total = self.count + more
-        step = mean - self.mean.to(mean.device)
-        spread = variance * more + step.square() * (self.count * more / total)
-        self._squares = self._squares.to(mean.device) + spread
-        self.mean = self.mean.to(mean.device) + step * (more / total)
-        self.count = total
+        count = float(args[0].numel() // args[0].shape[1])
+        self.counts.append(count)
+        if type(layer).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            self.means.append(layer.running_mean.clone())
+            self.variances.append(layer.running_var.clone())
+            self.shrinks.append((count - 1) / count)  # a layer stores the unbiased variance
+        else:
+            values = args[0].double().transpose(0, 1).flatten(1)
+            variance, mean = torch.var_mean(values, 1, correction=0)
+            self.means.append(mean)
+            self.variances.append(variance)
+            self.shrinks.append(1.0)
 
 
-def _moments(layer: _BatchNorm, values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel of one batch, in float64.
+def _pooled(layers: Sequence[_Calls]) -> list[tuple[Tensor, Tensor]]:
+    """Mean and biased variance over all calls, in float64, of layers called equally often.
 
-    Those that the layer has found itself, where it is torch's own: another pass over the
-    activations would cost up to half as much again as the network.
+    Two sets of values are combined as Chan, Golub and LeVeque (1983) do, which loses no digits
+    where the mean is large. The channels of all layers are taken together: on an accelerator many
+    small operations would take longer than the network.
     """
-    if type(layer).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
-        variance, mean = torch.var_mean(values.double().transpose(0, 1).flatten(1), 1, correction=0)
-        return mean, variance
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    # A layer stores the unbiased variance.
-    unbiased = layer.running_var.double()
-    return layer.running_mean.to(torch.float64, copy=True), unbiased * ((count - 1) / count)
+    sizes = [layer.means[0].numel() for layer in layers]
+    device = layers[0].means[0].device
+    made: dict[tuple[float, ...], Tensor] = {}
+
+    def per_channel(numbers: Sequence[float]) -> Tensor:
+        key = tuple(numbers)
+        if key not in made:
+            each = zip(sizes, numbers, strict=True)
+            parts = [torch.full((size,), x, dtype=torch.float64, device=device) for size, x in each]
+            made[key] = torch.cat(parts)
+        return made[key]
+
+    total = mean = squares = per_channel([0.0] * len(layers))
+    for call in range(len(layers[0].counts)):
+        more = per_channel([layer.counts[call] for layer in layers])
+        shrink = per_channel([layer.shrinks[call] for layer in layers])
+        found = torch.cat([layer.means[call] for layer in layers]).double()
+        variance = torch.cat([layer.variances[call] for layer in layers]).double() * shrink
+        before, total = total, total + more
+        step = found - mean
+        squares = squares + (variance * more + step.square() * (before * more / total))
+        mean = mean + step * (more / total)
+    return list(zip(torch.split(mean, sizes), torch.split(squares / total, sizes), strict=True))

@@ -19,19 +19,24 @@ from flatminima.landscape._arithmetic import (
     repeated_points,
 )
 from flatminima.landscape._batches import Batches
-from flatminima.landscape._losses import Losses, PerSample, per_sample_loss
+from flatminima.landscape._losses import Losses, PerSample, check_classes, per_sample_loss
 from flatminima.landscape._meter import Measures, Meter
 from flatminima.landscape._model_loss import Weight, model_loss
-from flatminima.landscape._paths import Path, Problem, choose_path, evaluate_point
+from flatminima.landscape._passes import evaluate_point
+from flatminima.landscape._paths import choose_path
+from flatminima.landscape._problem import Path, Problem
 from flatminima.landscape._reference import run
+from flatminima.landscape._states import States
 from flatminima.landscape._subsets import check_metrics, members_of
 from flatminima.landscape._world import quiet
 from flatminima.minimum import Minimum, State, as_minimum, split_state, unwrapped
 from flatminima.subspace import Subspace, choose
 from flatminima.types import Coordinates, Parameters, Real
 
-# A batch's largest activation should stay in a core's share of cache (1 to 2 MiB).
-_CACHE = 1_600_000
+# A batch's largest activation should stay in a core's share of cache (1 to 2 MiB). An accelerator
+# needs much more at once, or it waits for its next operation.
+_CACHE, _ACCELERATOR = 1_600_000, 640 * 2**20
+_MOST, _ACCELERATOR_MOST = 1000, 2**16
 # Products of weights and examples in a batch from which on threads gain by a batch each.
 _ENOUGH = 10_000_000
 # Rounding to bfloat16 moves weights by 0.0017 of their norm, about as far as a radius is long; a
@@ -82,8 +87,8 @@ class Landscape:
 
     Raises:
         ValueError: For an unknown loss, policy or precision, a count below 1, an empty dataset,
-            lazy layers that have not seen data yet, or metrics and subsets that cannot be told
-            apart.
+            lazy layers that have not seen data yet, labels that the network has no outputs for, or
+            metrics and subsets that cannot be told apart.
     """
 
     def __init__(
@@ -151,8 +156,11 @@ class Landscape:
         with quiet(self.device):
             last = _layers.takes_channels_last(self._network, batches.first(2)[0])
             batches = replace(batches, channels_last=last)
-            size = batch_size or _cache_sized_batch(self._network, batches.first(1)[0])
+            size = batch_size or _usual_batch(self._network, batches.first(1)[0], self.device)
             writes = _layers.writes_to_buffers(self._network, batches.first(2)[0])
+            if loss == "cross_entropy":
+                outputs = _layers.trace(self._network, batches.first(2)[0]).outputs
+                check_classes(outputs, self.dataset.targets, len(self.dataset))
         self.batch_size = min(size, len(self.dataset))
         wanted = min(recompute_samples, len(self.dataset))
         self.recompute_batch = min(recompute_batch, wanted)
@@ -328,6 +336,7 @@ class Landscape:
             problem = Problem(
                 network=self._network,
                 subspace=here,
+                formed=States(here),
                 buffers=self._like(subspace.origin.buffers),
                 policy=policy,
                 batches=self._batches,
@@ -360,6 +369,11 @@ class Landscape:
         return {name: value.to(own[name]) for name, value in tensors.items() if name in own}
 
 
-def _cache_sized_batch(network: nn.Module, example: Any) -> int:
-    """So many examples that the largest activation fits the cache, within 100 to 1000."""
-    return int(np.clip(_CACHE // _layers.largest_output(network, example), 100, 1000))
+def _usual_batch(network: nn.Module, example: Any, device: torch.device) -> int:
+    """So many examples that the largest activation fits the cache, within 100 to 1000.
+
+    On an accelerator the largest activation may be larger, and the examples be more.
+    """
+    here = device.type == "cpu"
+    limit, most = (_CACHE, _MOST) if here else (_ACCELERATOR, _ACCELERATOR_MOST)
+    return int(np.clip(limit // _layers.largest_output(network, example), 100, most))

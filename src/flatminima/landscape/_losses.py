@@ -12,6 +12,8 @@ from torch import Tensor
 
 from flatminima.types import PerPoint
 
+_IGNORED = -100  # the class that torch's losses leave out
+
 PerSample: TypeAlias = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
 
 
@@ -146,13 +148,37 @@ def is_classes(outputs: Any, targets: Any) -> bool:
     return outputs.ndim == 2 and targets.ndim == 1 and targets.dtype == torch.int64
 
 
+def check_classes(outputs: Any, targets: Any, number: int) -> None:
+    """Raise `ValueError` for labels that no output belongs to.
+
+    An accelerator answers such a label by refusing all further work of the process.
+
+    Args:
+        outputs: Of some samples.
+        targets: Of the whole dataset, `number` of them.
+        number: How many samples there are.
+    """
+    logits = main_output(outputs)
+    labels = isinstance(targets, Tensor) and targets.dtype == torch.int64 and targets.numel()
+    if not (labels and isinstance(logits, Tensor) and logits.ndim >= 2 and len(targets) == number):
+        return
+    known = targets[targets != _IGNORED]
+    lowest, highest = (int(known.min()), int(known.max())) if known.numel() else (0, 0)
+    if lowest < 0 or highest >= logits.shape[1]:
+        raise ValueError(
+            f"expected labels from 0 to {logits.shape[1] - 1} for the network's"
+            f" {logits.shape[1]} outputs, got labels from {lowest} to {highest}; check the labels,"
+            " or give the network more outputs"
+        )
+
+
 def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     outputs = main_output(outputs)
     losses = F.cross_entropy(outputs, targets, reduction="none")
     if losses.ndim == 1:
         return losses
     # Several targets a sample (segmentation, language): a sample weighs as many as it has.
-    return losses.flatten(1).sum(1), (targets != -100).flatten(1).sum(1).to(losses.dtype)
+    return losses.flatten(1).sum(1), (targets != _IGNORED).flatten(1).sum(1).to(losses.dtype)
 
 
 def takes_stacks(per_sample: PerSample) -> bool:
@@ -166,11 +192,13 @@ def stacked_cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
     With the classes outermost, torch (2.13, on a CPU) finds the logarithms of a few probabilities
     many numbers at a time; with the classes innermost, one row at a time.
     """
-    if int(targets.min()) < 0:  # to be ignored
-        return torch.stack([F.cross_entropy(each, targets, reduction="none") for each in outputs])
-    logarithms = F.log_softmax(outputs.movedim(2, 0).contiguous(), 0)
     points, samples, _ = outputs.shape
-    return -logarithms.gather(0, targets.expand(1, points, samples))[0]
+    # Looked up with others: to ask whether there are any would wait for an accelerator.
+    ignored = targets == _IGNORED
+    logarithms = F.log_softmax(outputs.movedim(2, 0).contiguous(), 0)
+    known = targets.masked_fill(ignored, 0)
+    losses = -logarithms.gather(0, known.expand(1, points, samples))[0]
+    return losses.masked_fill_(ignored, 0.0)
 
 
 def _mse(outputs: Any, targets: Tensor) -> Tensor:
@@ -194,7 +222,7 @@ def _next_token(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         )
     following = targets[:, 1:]
     losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), following, reduction="none")
-    return losses.sum(1), (following != -100).sum(1).to(losses.dtype)
+    return losses.sum(1), (following != _IGNORED).sum(1).to(losses.dtype)
 
 
 def _binary_cross_entropy(outputs: Any, targets: Tensor) -> Tensor:

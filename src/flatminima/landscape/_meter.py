@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from flatminima.landscape._losses import (
@@ -21,6 +21,8 @@ from flatminima.landscape._losses import (
 
 # Columns of a row: sum of losses s, of weights w, of s*s, s*w, w*w, and of correct predictions.
 _COLUMNS = 6
+# Sums that wait on an accelerator are fetched when they are so many.
+_MANY = 1000
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ class Marked:
 class Meter:
     """Sums of losses over batches, one row per point.
 
+    On a processor sums are added up at once. An accelerator works through a queue, and a number
+    that is asked for would let it run dry: there sums wait until they are read, or are many.
+
     Attributes:
         measures: What is summed.
         points: How many rows.
@@ -90,6 +95,9 @@ class Meter:
     _sums: Float64[np.ndarray, "points columns"] = field(init=False)
     _beside: Float64[np.ndarray, "points names 2"] = field(init=False)
     _classes: bool = field(init=False, default=True)
+    _waiting: list[tuple[Int64[np.ndarray, " rows"], Float64[Tensor, "rows columns"]]] = field(
+        init=False, default_factory=list
+    )
 
     def __post_init__(self) -> None:
         self._sums = np.zeros((self.points, _COLUMNS))
@@ -105,22 +113,15 @@ class Meter:
         if self.clip is not None:
             _check_bounded_below(s, weights)
         w = None if weights is None else weights.double()
-        row = self._sums[point]
-        row[0] += s.sum().item()
-        row[2] += s.dot(s).item()
-        if w is None:
-            row[1] += len(s)
-            row[3] += s.sum().item()
-            row[4] += len(s)
-        else:
-            row[1] += w.sum().item()
-            row[3] += s.dot(w).item()
-            row[4] += w.dot(w).item()
         correct = correct_predictions(outputs, targets)
-        if correct is None:
-            self._classes = False
+        self._classes = self._classes and correct is not None
+        total = s.sum()
+        right: Tensor | float = 0.0 if correct is None else correct.sum()
+        if w is None:
+            count = float(len(s))
+            self._take([point], [total, count, s.dot(s), total, count, right])
         else:
-            row[5] += int(correct.sum())
+            self._take([point], [total, w.sum(), s.dot(s), s.dot(w), w.dot(w), right])
         if not self.measures.alone:
             self._add_beside(self._beside[point], outputs, targets, members, (s, w), correct)
 
@@ -160,20 +161,53 @@ class Meter:
             return
         s = stacked_cross_entropies(outputs, targets).double()
         count = float(s.shape[1])
-        sums = s.sum(1).numpy(force=True)
+        total, right = s.sum(1), (outputs.argmax(2) == targets).sum(1)
+        self._take(points, [total, count, s.square().sum(1), total, count, right])
+
+    def _take(self, points: Sequence[int], columns: Sequence[Tensor | float]) -> None:
+        """Add to the rows of some points; a column is a number, or holds one for each of them."""
         rows = np.asarray(points)
-        self._sums[rows, 0] += sums
-        self._sums[rows, 1] += count
-        self._sums[rows, 2] += s.square().sum(1).numpy(force=True)
-        self._sums[rows, 3] += sums
-        self._sums[rows, 4] += count
-        self._sums[rows, 5] += (outputs.argmax(2) == targets).sum(1).numpy(force=True)
+        first = columns[0]
+        assert isinstance(first, Tensor)
+        if not _waits(first):
+            for index, column in enumerate(columns):
+                self._sums[rows, index] += column.numpy() if isinstance(column, Tensor) else column
+            return
+        sums = first.new_empty((len(rows), _COLUMNS))
+        for index, column in enumerate(columns):
+            sums[:, index] = column
+        self._waiting.append((rows, sums))
+        if len(self._waiting) >= _MANY:
+            self.settle()
+
+    def settle(self) -> None:
+        """Add up what waits, in the order in which it came."""
+        if not self._waiting:
+            return
+        rows = np.concatenate([rows for rows, _ in self._waiting])
+        np.add.at(self._sums, rows, self.waiting.numpy(force=True))
+        self._waiting.clear()
+
+    @property
+    def waiting(self) -> Float64[Tensor, "rows columns"]:
+        """The sums that wait, on the accelerator."""
+        return torch.cat([sums for _, sums in self._waiting])
+
+    def add_sums(self, point: int, sums: Float64[Tensor, "rows columns"], *, like: "Meter") -> None:
+        """Add to `point` what another meter had waiting for one point, in the same order."""
+        self._classes = self._classes and like._classes
+        self._waiting.append((np.full(len(sums), point), sums))
+        if len(self._waiting) >= _MANY:
+            self.settle()
 
     def join(self, part: "Meter", first: int = 0) -> None:
         """Add the sums of a part whose points are those from `first` on."""
         rows = slice(first, first + part.points)
         self._sums[rows] += part._sums
         self._beside[rows] += part._beside
+        self._waiting += [(own + first, sums) for own, sums in part._waiting]
+        if len(self._waiting) >= _MANY:
+            self.settle()
         self._classes = self._classes and part._classes
 
     def part(self, points: int | None = None) -> "Meter":
@@ -187,10 +221,14 @@ class Meter:
         Losses are never negative: once the sum so far, over all samples, is above the clip, so is
         the mean. Neither order nor timing matters: a sum that is above stays above.
         """
-        return self.clip is None or not self.clip * self.samples < self._sums[point, 0] < np.inf
+        if self.clip is None:
+            return True
+        self.settle()
+        return not self.clip * self.samples < self._sums[point, 0] < np.inf
 
     def losses(self, samples: int, *, path: str, batchnorm: str) -> Losses:
         """The means over everything added."""
+        self.settle()
         s, w, ss, sw, ww, correct = self._sums.T
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             loss = s / w
@@ -222,6 +260,11 @@ class Meter:
             clip=self.clip,
             clipped=clipped,
         )
+
+
+def _waits(values: Tensor) -> bool:
+    """Whether to ask for these numbers would be to wait for everything before them."""
+    return values.device.type != "cpu"
 
 
 def _totals(values: Tensor, weights: Tensor | None) -> tuple[float, float]:

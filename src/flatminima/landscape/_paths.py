@@ -4,117 +4,32 @@ The reference is right by definition. The others save work where a network and t
 it; each is taken only after it has agreed with the reference on a batch, at two points.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import nn
 
 from flatminima._linear import quick_linear
 from flatminima._seeds import derive_seed
-from flatminima.landscape import _batchnorm, _layers
+from flatminima.landscape import _layers
 from flatminima.landscape._affine import Features, Kept, evaluate_leading, evaluate_top
 from flatminima.landscape._arithmetic import Arithmetic
-from flatminima.landscape._batches import Batch, Batches
-from flatminima.landscape._meter import Measures, Meter
+from flatminima.landscape._batches import Batch
+from flatminima.landscape._meter import Meter
+from flatminima.landscape._passes import Reference
+from flatminima.landscape._problem import Path, Problem
 from flatminima.landscape._proof import AGREEMENT, disagreement
-from flatminima.landscape._reference import evaluate
-from flatminima.landscape._states import States
 from flatminima.landscape._suffix import Cut, cuts, evaluate_suffix
 from flatminima.landscape._threads import in_threads
-from flatminima.subspace import Subspace, norm
+from flatminima.landscape._world import room
+from flatminima.subspace import norm
 from flatminima.types import Buffers, Coordinates, Parameters
 
 # Inputs of the top layer, or products of the first, are kept for a whole dataset up to this size.
 _FEATURES = 2 * 2**30
 # A layer with fewer products for each of its outputs is computed anew, if these outgrow the cache.
 _FEW_PRODUCTS, _CACHE = 64, 2**22
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A subspace as a landscape evaluates it.
-
-    Attributes:
-        network: The landscape's private copy.
-        subspace: With the origin's tensors in the network's types and on its device.
-        buffers: The origin's, likewise.
-        policy: What happens to BatchNorm's statistics.
-        batches: The data.
-        measures: The loss, and what is measured beside it.
-        exact: The arithmetic that paths are compared in.
-        threads: Whether batches or points may be evaluated side by side.
-    """
-
-    network: nn.Module
-    subspace: Subspace
-    buffers: Buffers
-    policy: str
-    batches: Batches
-    measures: Measures
-    exact: Arithmetic
-    threads: bool
-
-
-@runtime_checkable
-class Path(Protocol):
-    """A way to evaluate points."""
-
-    name: str
-    problem: Problem
-
-    def evaluate(
-        self,
-        coordinates: Coordinates,
-        meter: Meter,
-        arithmetics: Sequence[Arithmetic],
-        batches: Sequence[Batch],
-    ) -> None:
-        """Add the losses of all points over `batches`, each in its arithmetic, to `meter`."""
-        ...
-
-
-@dataclass
-class Reference:
-    """One forward pass over the data per point."""
-
-    problem: Problem
-    name: str = "reference"
-
-    def evaluate(
-        self,
-        coordinates: Coordinates,
-        meter: Meter,
-        arithmetics: Sequence[Arithmetic],
-        batches: Sequence[Batch],
-    ) -> None:
-        """As `Path` says."""
-        given = self.problem
-        mixed = given.policy == "interpolate"
-        combined = _batchnorm.interpolation(given.subspace) if mixed else None
-        formed = States(given.subspace)
-
-        def one(network: nn.Module, point: int) -> Meter:
-            coordinate = coordinates[point]
-            buffers = combined(coordinate, given.buffers) if combined else given.buffers
-            part = meter.part(1)
-            evaluate_point(
-                network,
-                (formed.at(coordinate), buffers),
-                given.policy,
-                part,
-                0,
-                arithmetics[point],
-                clean=given.batches.clean(),
-                batches=batches,
-            )
-            return part
-
-        points = range(len(coordinates))
-        for point, part in enumerate(in_threads(given.network, points, one, allowed=given.threads)):
-            meter.join(part, point)
 
 
 @dataclass
@@ -124,7 +39,10 @@ class Affine:
     problem: Problem
     layer: str
     name: str = "affine"
-    kept: Kept = field(default_factory=lambda: Kept(_FEATURES))
+    kept: Kept = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kept = Kept(room(self.problem.exact.device, _FEATURES))
 
     def evaluate(
         self,
@@ -140,7 +58,7 @@ class Affine:
         evaluate_leading(
             self.layer,
             given.network,
-            given.subspace,
+            given.formed,
             coordinates,
             given.buffers,
             batches,
@@ -171,7 +89,7 @@ class Suffix:
         evaluate_suffix(
             self.cut,
             given.network,
-            given.subspace,
+            given.formed,
             coordinates,
             given.buffers,
             batches,
@@ -209,7 +127,7 @@ class Top:
         evaluate_top(
             self.layer,
             given.network,
-            given.subspace,
+            given.formed,
             coordinates,
             features,
             meter,
@@ -228,26 +146,6 @@ class Top:
             return found, targets, outputs.shape
 
         return list(in_threads(given.network, range(len(batches)), one, allowed=given.threads))
-
-
-def evaluate_point(
-    network: nn.Module,
-    state: tuple[Parameters, Buffers],
-    policy: str,
-    meter: Meter,
-    point: int,
-    arithmetic: Arithmetic,
-    *,
-    clean: Iterable[Batch],
-    batches: Iterable[Batch],
-) -> None:
-    """Add the losses of one state over `batches`, under a policy, to `meter`."""
-    parameters, buffers = state
-    if policy == "recompute":
-        buffers = _batchnorm.recomputed(network, parameters, buffers, clean, arithmetic)
-    own = _batchnorm.batch_statistics(network) if policy == "batch" else nullcontext()
-    with own:
-        evaluate(network, parameters, buffers, batches, meter, point, arithmetic)
 
 
 def load(network: nn.Module, parameters: Parameters, buffers: Buffers) -> None:
@@ -293,7 +191,9 @@ def _top(given: Problem, probe: Batch) -> Iterator[Path | str]:
     if not _layers.ends_with(network, name, probe[0]):
         return
     one = _layers.inputs_of(network, name, probe[0])
-    if one.nbytes / given.batches.probe * len(given.batches.dataset) > _FEATURES:
+    if one.nbytes / given.batches.probe * len(given.batches.dataset) > room(
+        given.exact.device, _FEATURES
+    ):
         yield " (the inputs of the top layer are too large to keep)"
     else:
         yield Top(given, name)

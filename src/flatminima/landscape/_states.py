@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flatminima.landscape._world import room
 from flatminima.subspace import Subspace
 from flatminima.types import Parameters
 
-# Bytes for directions, and for the parameters of the points that share a pass over the data.
+# Bytes for directions, and for the parameters of the points that share a pass over the data; on
+# an accelerator they may be more.
 MEMORY = 512 * 2**20
 
 
@@ -23,12 +25,18 @@ class States:
 
     Args:
         subspace: Its directions may be random; those are kept within MEMORY, at least two.
+
+    Attributes:
+        subspace: The same.
+        direction: One of its directions by number.
     """
 
     def __init__(self, subspace: Subspace) -> None:
+        self.subspace = subspace
         self._origin = subspace.origin.parameters
         size = 8 * sum(self._origin[name].numel() for name in subspace.moved)
-        keep = max(2, MEMORY // max(size, 1))
+        first = next(iter(self._origin.values()))
+        keep = max(2, room(first.device, MEMORY) // max(size, 1))
         self.direction = functools.lru_cache(maxsize=keep)(subspace.direction)
 
     def at(self, coordinate: np.ndarray, *, without: Collection[str] = ()) -> dict[str, Tensor]:

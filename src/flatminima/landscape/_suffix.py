@@ -22,7 +22,7 @@ from flatminima.landscape._layers import Captured
 from flatminima.landscape._meter import Meter
 from flatminima.landscape._states import MEMORY, States
 from flatminima.landscape._threads import in_threads
-from flatminima.landscape._world import arguments
+from flatminima.landscape._world import arguments, room
 from flatminima.subspace import Subspace
 from flatminima.types import Buffers, Coordinates, Parameters
 
@@ -122,7 +122,7 @@ def _calls(network: nn.Module, inputs: Any) -> dict[str, tuple[int, int, int, bo
 def evaluate_suffix(
     cut: Cut,
     network: nn.Module,
-    subspace: Subspace,
+    formed: States,
     coordinates: Coordinates,
     buffers: Buffers,
     batches: Sequence[Batch],
@@ -132,7 +132,7 @@ def evaluate_suffix(
     threads: bool,
 ) -> None:
     """Losses at any points, with everything before the cut run once per batch, exactly."""
-    formed = States(subspace)
+    subspace = formed.subspace
     with _cut_off(network, cut) as (_, needed):
         pass
 
@@ -231,6 +231,7 @@ class _cut_off:
 def _chunks(subspace: Subspace, points: int) -> Iterator[list[int]]:
     """Runs of points whose moved parameters fit into MEMORY."""
     size = sum(subspace.origin.parameters[name].nbytes for name in subspace.moved)
-    step = max(1, MEMORY // max(size, 1))
+    device = next(iter(subspace.origin.parameters.values())).device
+    step = max(1, room(device, MEMORY) // max(size, 1))
     for first in range(0, points, step):
         yield np.arange(first, min(first + step, points)).tolist()

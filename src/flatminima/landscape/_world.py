@@ -1,31 +1,37 @@
 """The state of the world around an evaluation: precision, gradients, randomness."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from flatminima._precision import full_precision
 
 
 @contextmanager
 def quiet(device: torch.device) -> Iterator[None]:
     """Full precision, no gradients, no autocast; the caller's settings and random state return."""
     cuda = device.type == "cuda"
-    precision = torch.get_float32_matmul_precision()
-    tf32 = torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        with (
-            torch.no_grad(),
-            torch.autocast(device.type, enabled=False),
-            torch.random.fork_rng(devices=[device] if cuda else []),
-        ):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = tf32
+    with (
+        torch.cuda.device(device) if cuda else nullcontext(),
+        full_precision(device),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[device] if cuda else []),
+    ):
+        yield
+
+
+def room(device: torch.device, usual: int) -> int:
+    """Bytes that something kept may fill: the usual, or a sixteenth of an accelerator's memory.
+
+    Of all of it, used or not: the way of computing must not hang on what else is there.
+    """
+    if device.type != "cuda":
+        return usual
+    whole = torch.cuda.get_device_properties(device).total_memory
+    return max(usual, int(whole) // 16)
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

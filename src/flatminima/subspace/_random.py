@@ -43,15 +43,15 @@ class RandomDirections(Sequence[Parameters]):
             name: self._draw(self._indices[index], name, value) for name, value in self.like.items()
         }
         if self._filters is not None:
-            scaled = self._filters.scaled(draws)
-            return {name: draw.to(self.like[name].device) for name, draw in scaled.items()}
+            return self._filters.scaled(draws)
         length = norm(draws)
-        return {name: draw.to(self.like[name].device) / length for name, draw in draws.items()}
+        return {name: draw / length for name, draw in draws.items()}
 
     def _draw(self, index: int, name: str, like: Tensor) -> Tensor:
         """Drawn on the CPU in float32 whatever the network's own device and precision are."""
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "direction", index, name))
-        return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(BASIS)
+        draw = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+        return draw.to(like.device).to(BASIS)
 
 
 def orthonormal(draws: RandomDirections) -> list[dict[str, Tensor]]:

@@ -17,7 +17,7 @@ BASIS = torch.float64
 def inner(left: Parameters, right: Parameters) -> float:
     """The inner product over the names that both have, summed in float64."""
     return sum(
-        float(torch.sum(value.to(BASIS) * right[name].to(BASIS)))
+        float(torch.sum(value.to(BASIS) * right[name].to(value.device, BASIS)))
         for name, value in left.items()
         if name in right
     )
@@ -30,7 +30,10 @@ def norm(tensors: Parameters) -> float:
 
 def difference(values: Parameters, origin: Parameters) -> dict[str, Tensor]:
     """`values - origin` in float64, over the names of `values`."""
-    return {name: value.to(BASIS) - origin[name].to(BASIS) for name, value in values.items()}
+    return {
+        name: value.to(origin[name].device, BASIS) - origin[name].to(BASIS)
+        for name, value in values.items()
+    }
 
 
 def subtract(step: dict[str, Tensor], direction: Parameters, amount: float) -> None:

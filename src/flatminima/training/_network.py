@@ -88,18 +88,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     )
 
 
-@contextlib.contextmanager
-def repeatable(device: torch.device) -> Iterator[None]:
-    """Within, an accelerator takes the same steps every time, in float32 where that is asked."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    ):
-        yield
-
-
 def build_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser over what is trainable."""
     trainable = [value for value in network.parameters() if value.requires_grad]

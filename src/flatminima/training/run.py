@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 import xarray as xr
 from torch import Tensor
-from torch.nn import functional
 
+from flatminima._precision import full_precision
 from flatminima._seeds import derive_seed
 from flatminima.data.augment import augmentation, check_augmentation
 from flatminima.data.dataset import Dataset
@@ -24,7 +24,6 @@ from flatminima.minimum import Minimum
 from flatminima.training._network import (
     Model,
     all_finite,
-    autocast,
     build_optimizer,
     build_schedule,
     check_fit,
@@ -34,12 +33,11 @@ from flatminima.training._network import (
     evaluate,
     forked,
     like_layout,
-    outputs_of,
     own_network,
     quick_layout,
-    repeatable,
     state_tensors,
 )
+from flatminima.training._steps import steps_for
 from flatminima.training.recipe import Recipe
 from flatminima.types import Real
 
@@ -123,7 +121,8 @@ class TrainingRun:
         self.matched_epoch = -1
         self._recipe, self._seed = recipe, seed
         self._match_loss = None if match_loss is None else float(match_loss)
-        self._data, self._test = dataset, test
+        self._data = dataset
+        self._test = None if test is None else test.to(dataset.device)
         self._rows: list[dict[str, float]] = []
         self._entropy = entropy(dataset)
         self._named = description(model)
@@ -132,6 +131,9 @@ class TrainingRun:
         self._schedule = build_schedule(self._optimizer, recipe)
         check_fit(self._network, dataset)
         check_augmentation(recipe.augment, dataset)
+        self._steps = steps_for(
+            self._network, self._optimizer, recipe, dataset.device, len(dataset)
+        )
 
     @classmethod
     def start(
@@ -271,28 +273,26 @@ class TrainingRun:
 
     def _train_epoch(self) -> None:
         """One pass through the data in the order that belongs to this epoch."""
-        data, network, optimizer = self._data, self._network, self._optimizer
+        data = self._data
         order = torch.randperm(len(data), generator=self._stream("order")).to(data.device)
-        network.train()
+        self._network.train()
         change = augmentation(self._recipe.augment, self._stream("augment"))
         with (
             forked(derive_seed(self._seed, "noise", self.epoch), data.device),
-            repeatable(data.device),
+            full_precision(data.device),
         ):
             for chosen in torch.split(order, self._recipe.batch_size):
                 inputs, targets = data.batch(chosen, change=change)
-                optimizer.zero_grad(set_to_none=True)
-                with autocast(data.device, self._recipe.precision):
-                    outputs = outputs_of(network, inputs)
-                loss = functional.cross_entropy(outputs.float(), targets)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                self._steps.step(inputs, targets)
 
     def _measured(self) -> dict[str, float]:
         """This epoch's row of the history."""
         row = {}
         # Forked, because a network may draw numbers even in evaluation mode.
-        with forked(derive_seed(self._seed, "evaluation", self.epoch), self._data.device):
+        with (
+            forked(derive_seed(self._seed, "evaluation", self.epoch), self._data.device),
+            full_precision(self._data.device),
+        ):
             row["train_loss"], row["train_accuracy"] = evaluate(self._network, self._data)
             if self._test is not None:
                 row["test_loss"], row["test_accuracy"] = evaluate(self._network, self._test)

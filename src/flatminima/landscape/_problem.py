@@ -1,0 +1,59 @@
+"""What is evaluated on a subspace, and what a way to evaluate it looks like."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+
+from flatminima.landscape._arithmetic import Arithmetic
+from flatminima.landscape._batches import Batch, Batches
+from flatminima.landscape._meter import Measures, Meter
+from flatminima.landscape._states import States
+from flatminima.subspace import Subspace
+from flatminima.types import Buffers, Coordinates
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A subspace as a landscape evaluates it.
+
+    Attributes:
+        network: The landscape's private copy.
+        subspace: With the origin's tensors in the network's types and on its device.
+        formed: Parameters at its points; directions are kept from one evaluation to the next.
+        buffers: The origin's, likewise.
+        policy: What happens to BatchNorm's statistics.
+        batches: The data.
+        measures: The loss, and what is measured beside it.
+        exact: The arithmetic that paths are compared in.
+        threads: Whether batches or points may be evaluated side by side.
+    """
+
+    network: nn.Module
+    subspace: Subspace
+    formed: States
+    buffers: Buffers
+    policy: str
+    batches: Batches
+    measures: Measures
+    exact: Arithmetic
+    threads: bool
+
+
+@runtime_checkable
+class Path(Protocol):
+    """A way to evaluate points."""
+
+    name: str
+    problem: Problem
+
+    def evaluate(
+        self,
+        coordinates: Coordinates,
+        meter: Meter,
+        arithmetics: Sequence[Arithmetic],
+        batches: Sequence[Batch],
+    ) -> None:
+        """Add the losses of all points over `batches`, each in its arithmetic, to `meter`."""
+        ...

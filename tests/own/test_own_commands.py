@@ -261,7 +261,7 @@ BAD = [
     ("surface", "--batchnorm kept", "kept"),
     ("surface", "--precision double", "'exact' or 'fast'"),
     ("surface", "--batch-size 0", "--batch-size"),
-    ("surface", "--device gpu", "--device as cpu, cuda or mps"),
+    ("surface", "--device gpu", "a device of this machine (cpu, cuda or mps)"),
     ("surface", "--threads 0", "--threads"),
     ("surface", "--out net.py", "net.py"),
     ("surface", "--out .", "expected an empty folder or a store"),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flatminima._devices import check_device
 from flatminima.cli._text import duration, size
 from flatminima.data.sources import download_size
 from flatminima.store import Store, canonical, sha256
@@ -69,10 +70,12 @@ def _compute(plan: Plan, executor: str, workers: int | None, address: str | None
         return
     from flatminima.cli._progress import make_display
 
+    if address is None:
+        check_device(plan.study.run.device)
     if executor == "serial":
         workers = 1
     elif address is None:
-        workers = workers or default_workers(plan.study.run.device)
+        workers = workers or default_workers(plan.study, executor)
     scale = corrections(plan.jobs, plan.store.records(discarded=True))
     for line in announcement(plan, scale, executor, workers, address):
         print(line, flush=True)

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from flatminima.store import Store
+from flatminima.study.config import Study
 from flatminima.study.estimate import corrections, job_seconds
 from flatminima.study.job import Job
 from flatminima.study.live import failure, read_live, read_log, seconds_since, state
@@ -83,16 +84,15 @@ class Snapshot:
         return seconds_since(self.live.get("heartbeat"))
 
 
-def take(study: str, device: str, jobs: Sequence[Job], store: Store | None) -> Snapshot:
+def take(study: Study, jobs: Sequence[Job], store: Store | None) -> Snapshot:
     """Look at a store, which may change meanwhile, and change nothing.
 
     Args:
-        study: The study's name.
-        device: Where its jobs run, by which processes are counted that nobody has chosen.
+        study: Its settings.
         jobs: Its plan.
         store: Where its results go, if there is one yet.
     """
-    live = read_live(store, study) if store is not None else {}
+    live = read_live(store, study.name) if store is not None else {}
     alive = state(live)
     done = {job.digest for job in jobs if store is not None and store.done(job.kind, job.digest)}
     left = {job.digest: job for job in needed(jobs, done)}
@@ -120,7 +120,7 @@ def take(study: str, device: str, jobs: Sequence[Job], store: Store | None) -> S
         workers = live.get("workers")
         workers = workers if isinstance(workers, int) and workers > 0 else max(1, len(running))
     else:
-        workers = default_workers(device)
+        workers = default_workers(study)
     scale = _corrections(store, jobs)
 
     def count(jobs: Sequence[Job]) -> Count:
@@ -137,7 +137,7 @@ def take(study: str, device: str, jobs: Sequence[Job], store: Store | None) -> S
 
     parts = {part: [job for job in jobs if job.kind in kinds] for part, kinds in PARTS.items()}
     return Snapshot(
-        study,
+        study.name,
         live,
         alive,
         count(jobs),

@@ -65,7 +65,7 @@ class Subject:
     def look(self) -> Snapshot:
         """How it is now."""
         store = self.plan.store if self.plan is not None else None
-        return take(self.study.name, self.study.run.device, self.jobs, store)
+        return take(self.study, self.jobs, store)
 
 
 def _find(study: str, out: Path) -> Subject:

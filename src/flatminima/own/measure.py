@@ -302,7 +302,7 @@ def run_measurement(
     Raises:
         OSError: Nothing more can be written.
     """
-    about = provenance()
+    about = provenance(made.settings["networks"]["run"]["device"])
     todo = _left(made, store)
     for job, work in made.steps:
         if job.digest not in todo:

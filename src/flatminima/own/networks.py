@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flatminima._devices import check_device
 from flatminima.checkpoints import load_state
 from flatminima.data import Dataset, load_dataset
 from flatminima.data._table import SOURCES
@@ -81,7 +82,7 @@ def open_networks(
     """
     if not weights:
         raise ValueError("expected --weights with one or more checkpoints, got none; name a file")
-    _check_device(device)
+    check_device(device or "cpu")
     with watched(model):
         network = _network(model)
     states = [
@@ -123,17 +124,6 @@ def open_networks(
     return OwnNetworks(
         _names(weights), tuple(states), landscape, network, own_loss, own_weight, identity
     )
-
-
-def _check_device(name: str | None) -> None:
-    """Raise `ValueError` for a device that is unknown or not there."""
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"expected --device as cpu, cuda or mps, got {name!r} ({reason}); leave it out"
-        ) from None
 
 
 def _network(name: str) -> nn.Module:

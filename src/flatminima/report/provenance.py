@@ -33,6 +33,7 @@ def provenance_section(study: StudyContents) -> str:
         ("Computed", _span(started)),
         ("Time in jobs", _duration(sum(_seconds(run) for run in study.runs))),
         ("Processor", ", ".join(_all(study, "cpu")) or _UNKNOWN),
+        *(("Accelerator", name) for name in _all(study, "accelerator")),
         ("Threads per job", ", ".join(_all(study, "threads")) or _UNKNOWN),
         ("Commit", ", ".join(_commits(study)) or _UNKNOWN),
         ("Versions", _versions(study) or _UNKNOWN),

@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from flatminima import __version__
+from flatminima._devices import device_name
 
 _PACKAGES = ("torch", "numpy", "scipy", "xarray", "zarr", "safetensors", "scikit-learn")
 
 
-def provenance() -> dict[str, Any]:
-    """Versions, machine, and the commit of the code if it runs from its repository."""
-    return dict(_provenance())
+def provenance(device: str = "cpu") -> dict[str, Any]:
+    """Versions, machine, and the commit of the code if it runs from its repository.
+
+    Args:
+        device: Where work was done; an accelerator is named.
+    """
+    accelerator = device_name(device)
+    return dict(_provenance()) | ({"accelerator": accelerator} if accelerator else {})
 
 
 @cache

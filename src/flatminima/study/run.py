@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flatminima._devices import check_device, visible_gpus
 from flatminima.data.sources import fetch
 from flatminima.store import Store
 from flatminima.study.config import Study, StudyError, load_study, parse_study
@@ -99,8 +100,15 @@ def make_plan(
     return Plan(study, store, jobs, needed(jobs, done, kinds))
 
 
-def default_workers(device: str = "cpu") -> int:
-    """One process per usable core, at most eight; one alone where an accelerator does the work."""
+def default_workers(study: Study, executor: str = "processes") -> int:
+    """One process per usable core, at most eight; one alone where an accelerator does the work.
+
+    A cluster of its own takes as many as this machine's GPUs have room for.
+    """
+    device = study.run.device
+    if device == "cuda" and executor == "ray":
+        share = max(takes.gpus for takes in job_takes(study).values())
+        return max(1, int(visible_gpus() / share)) if share else 1
     if device != "cpu":
         return 1
     return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
@@ -124,15 +132,17 @@ def run_plan(
         listener: See `run_study`.
 
     Raises:
+        ValueError: The study's device is not here.
         StudyFailed: Some jobs failed; all that do not depend on them are done.
         OSError: Nothing more can be written.
     """
+    if plan.todo and address is None:
+        check_device(plan.study.run.device)
+        workers = min(workers or default_workers(plan.study, executor), len(plan.todo))
     remember(plan)
     discard_steps(plan)
     if not plan.todo:
         return
-    if address is None:
-        workers = min(workers or default_workers(plan.study.run.device), len(plan.todo))
 
     def tell(event: Event, job: Job, seconds: float) -> None:
         if event == "finished" and job.kind == "network":
@@ -161,7 +171,7 @@ def job_takes(study: Study) -> dict[str, Takes]:
         asked = getattr(study.resources, part)
         for kind in kinds:
             # Collecting results needs no accelerator, except where losses are evaluated.
-            gpus = asked.gpus if asked.gpus is not None else float(study.run.device != "cpu")
+            gpus = asked.gpus if asked.gpus is not None else float(study.run.device == "cuda")
             memory = asked.memory or (4.0 if kind == "radius" else 2.0)
             takes[kind] = Takes(
                 cpus=asked.cpus or float(study.run.threads),
@@ -244,6 +254,7 @@ def run_study(
     Raises:
         StudyError: The settings cannot be used.
         StoreError: The folder is no store, or another run is using it.
+        ValueError: The study's device is not here.
         StudyFailed: Some jobs failed; all that do not depend on them are done.
         OSError: Nothing more can be written.
     """

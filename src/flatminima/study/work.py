@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from flatminima.store import Artifact, canonical, dataset_to_files, files_to_dataset
 from flatminima.study.job import Job
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from flatminima.minimum import Minimum
     from flatminima.subspace import Subspace
     from flatminima.training import TrainingRun
+
+
+# One byte in so many tells networks apart; a prime, so that all bytes of a number get their turn.
+_SHARE = 1021
 
 
 def run_job(job: Job, inputs: Mapping[str, Artifact]) -> dict[str, bytes]:
@@ -158,12 +163,34 @@ def _problem(checkpoint: str, artifact: Artifact) -> dict[str, str]:
     return {}
 
 
+_FILES = {"end": "last.safetensors", "matched": "matched.safetensors"}
+
+
 def _weights(checkpoint: str, artifact: Artifact) -> "Minimum":
     """A network's state at `checkpoint`."""
     from flatminima.minimum import Minimum
 
-    file = "last.safetensors" if checkpoint == "end" else "matched.safetensors"
+    file = _FILES[checkpoint]
     return Minimum.from_bytes(artifact[file], source=file)
+
+
+# The plane that the last job saw: a landscape remembers how it evaluates it, and most jobs of a
+# process see the same one.
+_kept_plane: "dict[tuple[tuple[int, int], ...], Subspace]" = {}
+
+
+def _plane_through(checkpoint: str, networks: Sequence[Artifact]) -> "Subspace":
+    """The plane through some networks."""
+    from flatminima.subspace import Subspace
+
+    files = [artifact[_FILES[checkpoint]] for artifact in networks]
+    # A share of the bytes: two networks differ in nearly all of them.
+    key = tuple((len(file), crc32(file[::_SHARE])) for file in files)
+    if key not in _kept_plane:
+        plane = Subspace.through(*(_weights(checkpoint, artifact) for artifact in networks))
+        _kept_plane.clear()
+        _kept_plane[key] = plane
+    return _kept_plane[key]
 
 
 def make_plane(
@@ -171,13 +198,12 @@ def make_plane(
 ) -> "tuple[Subspace, xr.Dataset] | dict[str, str]":
     """The plane through the networks and its grid, or why there is none."""
     from flatminima.landscape import surface_grid
-    from flatminima.subspace import Subspace
 
     for artifact in networks:
         problem = _problem(settings["checkpoint"], artifact)
         if problem:
             return problem
-    plane = Subspace.through(*(_weights(settings["checkpoint"], item) for item in networks))
+    plane = _plane_through(settings["checkpoint"], networks)
     grid = surface_grid(
         plane,
         resolution=settings["resolution"],

@@ -60,11 +60,11 @@ def compute(
 
 def _compute(work: Work, job: Job, inputs: Mapping[str, Artifact], capture: bool) -> Outcome:
     """Do one job; only an interrupt passes through."""
-    about = {**provenance(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     log = io.StringIO()
-    threads = job.settings.get("run", {}).get("threads")
+    run = job.settings.get("run", {})
     print(f"{job.label} ({job.name})", file=log)
-    print(f"{about['started']} on {platform.node()}, process {os.getpid()}", file=log)
+    print(f"{started} on {platform.node()}, process {os.getpid()}", file=log)
     start = time.perf_counter()
     artifact, error = None, None
     try:
@@ -75,7 +75,12 @@ def _compute(work: Work, job: Job, inputs: Mapping[str, Artifact], capture: bool
         error = _sendable(failure)
     seconds = time.perf_counter() - start
     print(f"{'failed' if error else 'finished'} after {seconds:.1f} s", file=log)
-    return Outcome(artifact, seconds, log.getvalue(), {**about, "threads": threads}, error)
+    about = {
+        **provenance(run.get("device", "cpu")),
+        "started": started,
+        "threads": run.get("threads"),
+    }
+    return Outcome(artifact, seconds, log.getvalue(), about, error)
 
 
 @contextlib.contextmanager

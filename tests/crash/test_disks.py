@@ -74,7 +74,7 @@ def test_work_that_is_left_on_a_read_only_disk_is_refused_in_a_line(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", ["serial", "processes"])
+@pytest.mark.parametrize("executor", ["serial", "processes", "ray"])
 def test_a_full_disk_ends_the_run_in_a_line_and_it_goes_on_once_there_is_room(
     trained: Trained, tmp_path: Path, apart: list[str], executor: str
 ) -> None:

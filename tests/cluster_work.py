@@ -1,5 +1,6 @@
 """Jobs for tests of a cluster; its workers import this module by name."""
 
+import json
 import os
 import signal
 import time
@@ -29,3 +30,18 @@ def misbehave(job: Job, inputs: Mapping[str, Artifact]) -> dict[str, bytes]:
         case "wait":
             time.sleep(1000)
     return spell(job, inputs)
+
+
+def place(job: Job, inputs: Mapping[str, Artifact]) -> dict[str, bytes]:
+    """Where a job runs, from when to when, and which GPUs it may use."""
+    import ray
+
+    began = time.time()
+    time.sleep(1)
+    found = {
+        "node": ray.get_runtime_context().get_node_id(),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "from": began,
+        "to": time.time(),
+    }
+    return {"place": json.dumps(found).encode()}

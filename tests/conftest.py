@@ -12,7 +12,12 @@ hypothesis.settings.register_profile("here", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("here")
 
 
-_OUTAGES = ("tests/crash/", "tests/study/test_cluster.py", "tests/study/test_slurm.py")
+_OUTAGES = (
+    "tests/crash/",
+    "tests/study/test_cluster.py",
+    "tests/study/test_gpus.py",
+    "tests/study/test_slurm.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,12 +16,11 @@ from typing import Any
 import pytest
 
 import cluster_work
+from cluster_nodes import Nodes, find_the_tests, share_a_token
 from flatminima.store import Store
 from flatminima.study import run_study
 from flatminima.study.execute import StudyFailed, execute
 from flatminima.study.executors import Executor, Takes, cluster, open_executor
-from flatminima.study.executors._connection import reread_settings
-from flatminima.study.executors._nodes import free_port, keep_node
 from flatminima.study.job import Job
 
 ray = pytest.importorskip("ray", reason="Ray is an extra: make extras installs it")
@@ -78,8 +77,7 @@ def payloads(store: Store) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def _nodes_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers import what the tests import, and compute with one thread."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(_TESTS), str(_TESTS.parent / "src")]))
+    find_the_tests(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -102,46 +100,10 @@ def own(store: Store) -> Iterator[Executor]:
         yield executor
 
 
-class Nodes:
-    """A cluster of several hosts on this machine, each with an address of its own."""
-
-    def __init__(self, stack: contextlib.ExitStack, cores: int = 1) -> None:
-        self._stack = stack
-        self._hosts = (f"127.0.0.{number}" for number in range(2, 250))
-        port = free_port()
-        host = next(self._hosts)
-        self.address = f"{host}:{port}"
-        self.head = self._start(host, "--head", "--port", str(port), "--num-cpus", str(cores))
-
-    def _start(self, host: str, *arguments: str) -> "subprocess.Popen[str]":
-        small = ("--object-store-memory", "200000000")
-        return self._stack.enter_context(keep_node(host, *arguments, *small))
-
-    def add(self) -> "subprocess.Popen[str]":
-        """One more node with one core."""
-        return self._start(next(self._hosts), "--address", self.address, "--num-cpus", "1")
-
-    @staticmethod
-    def cut_power(node: "subprocess.Popen[str]") -> None:
-        """End every process of a node at once."""
-        assert node.stdin is not None
-        node.stdin.close()
-        node.wait()
-
-
 @pytest.fixture
 def stack(monkeypatch: pytest.MonkeyPatch) -> Iterator[contextlib.ExitStack]:
-    """What ends the nodes of a test, which share a token and are quick to give each other up."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # A node that does not answer is given up on after four seconds instead of forty.
-    monkeypatch.setenv("RAY_health_check_period_ms", "1000")
-    monkeypatch.setenv("RAY_health_check_timeout_ms", "1000")
-    monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
-    monkeypatch.setenv("RAY_health_check_initial_delay_ms", "1000")
-    monkeypatch.setenv("RAY_grpc_client_keepalive_time_ms", "2000")
-    monkeypatch.setenv("RAY_grpc_client_keepalive_timeout_ms", "2000")
-    reread_settings(ray)
+    """What ends the nodes of a test."""
+    share_a_token(monkeypatch)
     with contextlib.ExitStack() as stack:
         yield stack
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from flatminima.store import Store
@@ -213,9 +214,52 @@ def test_the_page_on_speed_shows_what_was_measured():
     assert all(plane["largest_error"] < 0.024 for plane in planes)
 
 
+def test_the_page_on_speed_shows_what_a_gpu_did():
+    works = json.loads((ROOT / "results" / "speed" / "cuda.json").read_text())["works"]
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    text = " ".join(page[page.index("## On a GPU") :].split())
+    plane = works["mnist-plane"]
+    about = plane["provenance"]
+    assert about["gpu"]["name"] == "NVIDIA H200"
+    assert about["commit"] == "e2a43d4419384d5465a8c4441ede4d50d217feef"
+    named = {
+        "plain loop, float32": "plain loop",
+        "plain loop, TF32": "plain loop, TF32",
+        "plain loop, bfloat16 by autocast": "plain loop, bfloat16 autocast",
+        "loss-landscapes 3.0.6": "loss-landscapes 3.0.6",
+        "landscaper 1.3.1": "landscaper 1.3.1",
+    }
+    seconds, ratios = plane["seconds_per_point"], plane["times_faster_than"]
+    for words, name in named.items():
+        cells = [f"{ratios[f'{way}, 400 points'][name]:.1f}" for way in ("exact", "fast")]
+        assert f"| {words} | {1e3 * seconds[name]:.2f} | {' | '.join(cells)} |" in text, words
+    for way in ("exact", "fast"):
+        assert f"| `{way}`, 400 points | {1e3 * seconds[f'{way}, 400 points']:.2f} |" in text
+        assert f"| `{way}`, 25 points | {1e3 * seconds[way]:.2f} |" in text
+        shares = works["mnist-profile"][way]
+        assert f"{100 * shares['products']:.0f} %" in text
+        assert f"{100 * shares['idle']:.0f} % of the time" in text or way == "fast"
+    for group in ("natural", "random"):
+        for work, words in (("mnist-radius", f"s ({group})"), ("mnist-radius-top", "s")):
+            assert f"{works[work][group]['seconds']['exact']:.2f} {words}" in text
+            assert f"{works[work][group]['seconds']['walk, reckoned']:.2f} s" in text
+    for points in (25, 250, 750):
+        above = works["mnist-memory"][f"{points} points"]["GiB_above"]
+        assert f"{above:.2f} GiB for {points} points" in text
+    keys = ["parameters", "group", "column"]
+    tables = [
+        pd.read_csv(ROOT / "results" / path).set_index(keys)["mean"]
+        for path in ("speed/mnist-paper-cuda.csv", "mnist-paper/reports/mnist-paper/table.csv")
+    ]
+    gap = (tables[0] / tables[1] - 1).abs().xs("measured_matched", level="column")
+    assert len(gap) == 4
+    assert gap.max() < 0.06
+
+
 def test_the_page_on_clusters_shows_what_was_measured():
     page = " ".join((ROOT / "docs" / "clusters.md").read_text(encoding="utf-8").split())
-    measured = json.loads((ROOT / "results/cluster/cluster.json").read_text())["overhead"]
+    found = json.loads((ROOT / "results/cluster/cluster.json").read_text())
+    measured, scaling = found["overhead"], found["scaling"]
     rows = {
         "nothing": ("reads and yields nothing", ".4f"),
         "reads the weights of VGG16": ("reads the 59 MB of a VGG16", ".3f"),
@@ -226,6 +270,11 @@ def test_the_page_on_clusters_shows_what_was_measured():
         cells = [format(seconds[way], digits) for way in ("serial", "processes", "ray")]
         assert f"| {words} | {' | '.join(cells)} |" in page
     assert f"Ray takes {measured['seconds_to_open']['ray']:.1f} s to start" in page
+    for way in ("processes", "ray"):
+        one, two = (scaling["seconds"][f"{way}, {workers}"] for workers in (1, 2))
+        of_ideal = scaling["of_ideal"][way]
+        assert f"{one:.1f} s and {two:.1f} s with `{way}`, {of_ideal:.2f} of ideal" in page
+    assert f"at work {100 * scaling['share_of_time_at_work']['ray, 2']:.0f} %" in page
 
 
 def test_a_hundred_kills_were_published_and_none_did_harm():

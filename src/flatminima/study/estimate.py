@@ -75,7 +75,7 @@ def job_seconds(job: Job) -> float:
         step = _STEP * (_HALF_PRECISION if half else 1.0)
         epoch = ((step + 1) * images + test) * multiplications(settings["model"])
         if gpu:
-            steps = images / settings["recipe"]["batch_size"]
+            steps: float = images / settings["recipe"]["batch_size"]
             return overhead + job.units * (epoch * _TRAIN_RATE * _GPU_STEP + steps * _GPU_LEAST)
         return overhead + job.units * epoch * _TRAIN_RATE
     # Statistics are recomputed by a pass over a part of the data before the pass over all of it.

@@ -73,10 +73,16 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _cpu() -> str:
-    """The processor's name."""
+    """The processor's name, and which it is of those that have it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    known: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        known.setdefault(key.strip(), value.strip())
+    name = known.get("model name") or platform.processor() or platform.machine()
+    # Names are shared by generations that differ by half in what they multiply.
+    kind = [f"{key.split()[-1]} {known[key]}" for key in ("cpu family", "model") if key in known]
+    return f"{name} ({', '.join(kind)})" if kind else name

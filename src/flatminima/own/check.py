@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flatminima._random import forked
 from flatminima.landscape import Landscape
 from flatminima.landscape._batchnorm import batch_statistics
 from flatminima.landscape._layers import is_affine, trace
@@ -118,12 +119,10 @@ def _losses(own: OwnNetworks) -> Generator[Finding, None, bool]:
 
 def _deterministic(own: OwnNetworks) -> Finding:
     question = "Is the loss the same over two passes?"
-    device = own.landscape.device
     losses = []
-    # A pass leaves the random state as it was, so each is given one of its own.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for seed in range(2):
-            torch.manual_seed(seed)
+    for seed in range(2):
+        # A pass leaves the random state as it was, so each is given one of its own.
+        with forked(seed, own.landscape.device):
             losses.append(own.landscape.loss_at(own.states[0]).loss[0])
     first, second = losses
     if first == second:

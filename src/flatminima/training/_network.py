@@ -1,8 +1,7 @@
 """What training does with a network: build or copy it, run it, measure it."""
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flatminima._linear import quick_linear
+from flatminima._random import forked
 from flatminima._seeds import derive_seed
 from flatminima.data.dataset import Dataset
 from flatminima.models import build_model
@@ -51,18 +51,6 @@ def own_network(model: Model, seed: int) -> nn.Module:
             f"{type(network).__name__}; return the network"
         )
     return network
-
-
-@contextlib.contextmanager
-def forked(seed: int, device: torch.device) -> Iterator[None]:
-    """Within, torch's global generators run from `seed`; afterwards they are as before."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # Not torch.manual_seed, which would seed every accelerator, forked or not.
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def quick_layout(network: nn.Module) -> nn.Module:

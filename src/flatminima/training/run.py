@@ -17,6 +17,7 @@ import xarray as xr
 from torch import Tensor
 
 from flatminima._precision import full_precision
+from flatminima._random import forked
 from flatminima._seeds import derive_seed
 from flatminima.data.augment import augmentation, check_augmentation
 from flatminima.data.dataset import Dataset
@@ -31,7 +32,6 @@ from flatminima.training._network import (
     description,
     entropy,
     evaluate,
-    forked,
     like_layout,
     own_network,
     quick_layout,

@@ -4,13 +4,15 @@ STUDY ?= studies/mnist-quick.toml
 OUT ?= runs
 # The address of another package index to take torch from, such as PyTorch's own for CPU builds.
 TORCH_INDEX ?=
+# Where the tests of GPUs run: cuda, or cpu where there is none.
+DEVICE ?= cuda
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install extras study test test-outages test-timm lint site clean
+.PHONY: help install extras study test test-gpu test-outages test-timm lint site clean
 
 help:
 	@echo "make study     reproduce the MNIST study in its quick version and say where the report is"
@@ -19,6 +21,7 @@ help:
 	@echo "make install   create .venv with the exact versions of requirements.lock"
 	@echo "make test      run the tests"
 	@echo "make test-outages  run those that kill processes, cut nodes off and fill disks"
+	@echo "make test-gpu  run those that compare a GPU with the processor (DEVICE=cpu without one)"
 	@echo "make test-timm run the tests with networks of timm, in an environment of their own"
 	@echo "make site      build the documentation's site into site/, after make extras"
 	@echo "make extras    install what further tests and the documentation's site need besides"
@@ -74,13 +77,18 @@ endif
 # files is that of tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-test test-outages: export OMP_NUM_THREADS = 1
+test test-gpu test-outages: export OMP_NUM_THREADS = 1
 test: install
 	$(PYTEST) -m "not outage" $(PYTEST_ARGS)
 
 # One after the other: they load the machine themselves, and nodes of two clusters share its ports.
 test-outages: install
 	$(BIN)/python -m pytest -m outage $(PYTEST_ARGS)
+
+# Skipped by `make test` where there is no GPU.
+test-gpu: export FLATMINIMA_TEST_DEVICE = $(DEVICE)
+test-gpu: install
+	$(PYTEST) tests/accelerator tests/training/test_steps.py $(PYTEST_ARGS)
 
 # timm needs torchvision, whose builds fit one build of torch each; what goes wrong with it must not
 # reach the other tests. The environment sees the packages of .venv behind its own.

@@ -189,6 +189,31 @@ def test_the_readme_shows_the_speeds_that_were_measured():
     assert f"{whole['seconds_per_point']['plain loop']:.2f} s" in text
 
 
+def test_the_readme_shows_what_another_processor_did():
+    works = json.loads((ROOT / "results" / "speed" / "cpu-zen4.json").read_text())["works"]
+    text = " ".join(README[README.index("## Speed") : README.index("## What differs")].split())
+    plane = works["mnist-plane"]
+    seconds, ratios = plane["seconds_per_point"], plane["times_faster_than"]
+    assert f"the plain loop takes {seconds['plain loop'] + 1e-9:.3f} s a point" in text
+    for way in ("exact", "fast"):
+        ratio = ratios[way]["plain loop"]
+        assert f"`{way}` {seconds[way]:.3f} s ({ratio:.1f} times" in text
+    rates = plane["gflop_per_second"]
+    own, usual = rates["float32 product, oneDNN"], rates["float32 product, as torch chooses"]
+    assert f"{own} and {usual} GFLOP/s" in text
+    gains = [
+        works[work][group]["times_faster_than"]["exact"]["stepwise walk"]
+        for work in ("mnist-radius", "mnist-radius-top")
+        for group in ("natural", "random")
+    ]
+    assert (
+        "gain {} and {} (all parameters, natural and random) and {:.0f} and {:.0f} (top".format(
+            *gains
+        )
+        in text
+    )
+
+
 def test_the_page_on_speed_shows_what_was_measured():
     works = json.loads((ROOT / "results" / "speed" / "cpu.json").read_text())["works"]
     text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())

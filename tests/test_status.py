@@ -255,6 +255,22 @@ def test_what_runs_is_told_by_whom_and_since_when(
         assert "it runs now, and its log is written when it ends" in capsys.readouterr().err
 
 
+def test_what_was_begun_beyond_the_workers_waits(
+    folder: Path, ask: Callable[..., dict[str, Any]]
+) -> None:
+    store = Store("runs", create=True)
+    jobs = _fill(store, "small.toml")
+    with store.lock(), Live(store, "small", executor="ray", workers=1) as live:
+        for job in (jobs[2], jobs[0]):
+            live("started", job, 0.0)
+        deadline = time.monotonic() + 30
+        while len(read_live(store, "small")["running"]) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        said = ask()
+        assert [job["label"] for job in said["running"]] == [jobs[2].label]
+        assert said["jobs"]["running"] == 1
+
+
 def test_a_run_by_other_options_is_shown_as_it_runs(
     folder: Path, ask: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -193,10 +193,23 @@ def test_a_task_holds_jobs_alike_that_last_seconds_and_leaves_some_for_everybody
             tasks.append([job.label for job in jobs])
             return super().submit(work, jobs, wanted, read)
 
-    execute([network, other, *tiles, alone], store, Noting(2, grain=4.0), work=_name)
+    events: list[tuple[str, str]] = []
+    execute(
+        [network, other, *tiles, alone],
+        store,
+        Noting(2, grain=4.0),
+        work=_name,
+        listener=lambda event, job, seconds: events.append((event, job.label)),
+    )
     sizes = [len(task) for task in tasks if task[0] in {job.label for job in tiles}]
     assert sizes == [3, 2, 1, 1], tasks  # 4 s hold three, half of four are two, then one each
     assert ["tile8"] in tasks
+    # Only the first of a task is known to have begun when the task does.
+    first, second, third = next(task for task in tasks if len(task) == 3)
+    begun = events.index(("started", first))
+    assert events.index(("finished", first)) < events.index(("started", second))
+    assert ("started", second) not in events[begun : begun + 2]
+    assert events.index(("finished", second)) < events.index(("started", third))
     assert all(store.done("train", job.digest) for job in tiles)
 
 

@@ -98,8 +98,11 @@ def take(study: Study, jobs: Sequence[Job], store: Store | None) -> Snapshot:
     left = {job.digest: job for job in needed(jobs, done)}
     names = {job.name: digest for digest, job in left.items()}
 
+    chosen = live.get("workers")
+    workers = chosen if isinstance(chosen, int) and chosen > 0 else None
     running = []
-    for entry in live["running"] if alive == "running" else []:
+    # What is begun last waits for a worker: a cluster is given a little more than it can do.
+    for entry in live["running"][:workers] if alive == "running" else []:
         seconds = seconds_since(entry.get("since"))
         running.append({**entry, "seconds": round(seconds, 1) if seconds is not None else None})
     at_work = {names[entry["job"]]: entry["seconds"] or 0.0 for entry in running
@@ -116,11 +119,7 @@ def take(study: Study, jobs: Sequence[Job], store: Store | None) -> Snapshot:
         if job.digest in reasons
     ]
 
-    if alive == "running":
-        workers = live.get("workers")
-        workers = workers if isinstance(workers, int) and workers > 0 else max(1, len(running))
-    else:
-        workers = default_workers(study)
+    workers = workers or max(1, len(running)) if alive == "running" else default_workers(study)
     scale = _corrections(store, jobs)
 
     def count(jobs: Sequence[Job]) -> Count:

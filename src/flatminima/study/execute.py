@@ -89,9 +89,15 @@ def execute(
     log = ""
 
     def keep(task: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
-        """Put into the store what became of some jobs."""
+        """Put into the store what became of some jobs, which were done one after the other.
+
+        Nobody knows when those behind the first one of a task began; until they are done, they
+        count as waiting.
+        """
         nonlocal log
         for job, outcome in zip(task, outcomes, strict=True):
+            if job is not task[0]:
+                tell("started", job, 0.0)
             store.write_log(job.kind, job.digest, outcome.log)
             error = outcome.error
             if error is not None:
@@ -112,8 +118,7 @@ def execute(
                     task = queue.take(executor.grain, executor.capacity)
                     if not task:
                         break
-                    for job in task:
-                        tell("started", job, 0.0)
+                    tell("started", task[0], 0.0)
                     wanted = _wanted(task[0])
                     try:
                         future = executor.submit(

@@ -67,16 +67,9 @@ def in_turn(ways: Mapping[str, Way], turns: Turns) -> dict[str, Any]:
     }
 
 
-def about(device: str, commit: str | None = None) -> dict[str, Any]:
-    """Where a result comes from, with the date and the GPU.
-
-    Args:
-        device: "cpu" or "cuda".
-        commit: Of the code, for a copy of it that is no repository.
-    """
-    result = provenance()
-    if result["commit"] is None and commit is not None:
-        result["commit"] = commit
+def about(device: str) -> dict[str, Any]:
+    """Where a result comes from, with the date and the GPU; `device` is "cpu" or "cuda"."""
+    result = provenance(device)
     if device == "cuda":
         gpu = torch.cuda.get_device_properties(0)
         result["gpu"] = {

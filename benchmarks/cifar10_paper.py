@@ -203,7 +203,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--points", type=int, default=8, help="points measured on a GPU")
-    parser.add_argument("--commit", help="of the code, for a copy of it that is no repository")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -215,7 +214,7 @@ def main() -> None:
         "threads": options.threads,
         **measure(options),
         "evaluations_of_a_ray": EVALUATIONS,
-        "provenance": about(options.device, options.commit),
+        "provenance": about(options.device),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"cost-{options.device}.json"

@@ -272,7 +272,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--noise-seed", type=int, default=42)
     parser.add_argument("--rivals", type=Path)
-    parser.add_argument("--commit", help="of the code, for a copy of it that is no repository")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     device = options.device
@@ -293,7 +292,7 @@ def main() -> int:
     failed = []
     for name in options.only:
         torch.set_num_threads(options.threads)
-        where = about(options.device, options.commit)
+        where = about(options.device)
         try:
             measured = WORKS[name](options)
         except Exception as error:  # the others may be all right

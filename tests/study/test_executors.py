@@ -206,9 +206,7 @@ def test_a_task_holds_jobs_alike_that_last_seconds_and_leaves_some_for_everybody
     assert ["tile8"] in tasks
     # Only the first of a task is known to have begun when the task does.
     first, second, third = next(task for task in tasks if len(task) == 3)
-    begun = events.index(("started", first))
     assert events.index(("finished", first)) < events.index(("started", second))
-    assert ("started", second) not in events[begun : begun + 2]
     assert events.index(("finished", second)) < events.index(("started", third))
     assert all(store.done("train", job.digest) for job in tiles)
 

@@ -103,6 +103,7 @@ def test_a_cluster_of_ones_own_has_as_many_workers_as_the_gpus_have_room_for(
     shared = {part: {"gpus": 0.5} for part in ("training", "surfaces", "radii")}
     assert run.default_workers(study(), "ray") == 4
     assert run.default_workers(study(**shared), "ray") == 8
+    assert run.default_workers(study(training={"gpus": 0.25}), "ray") == 16
     assert run.default_workers(study(), "processes") == 1
 
 

@@ -331,12 +331,11 @@ class Landscape:
         """Bring a subspace here and choose a path; the last one is remembered."""
         if self._last is None or self._last[0] is not subspace:
             split_state(subspace.origin, self._network)
-            here = subspace.cast(dict(self._network.named_parameters()))
+            formed = States(subspace.cast(dict(self._network.named_parameters())))
             policy = _batchnorm.resolve(self.batchnorm, self._network, len(subspace.anchors))
             problem = Problem(
                 network=self._network,
-                subspace=here,
-                formed=States(here),
+                formed=formed,
                 buffers=self._like(subspace.origin.buffers),
                 policy=policy,
                 batches=self._batches,

@@ -38,18 +38,19 @@ class Reference:
         given = self.problem
         mixed = given.policy == "interpolate"
         combined = _batchnorm.interpolation(given.subspace) if mixed else None
-        if _may_be_recorded(given, meter) and batches is given.batches:
-            for arithmetic, times in Counter(arithmetics).items():
-                if times >= WORTH and arithmetic not in self._recordings:
-                    self._recordings[arithmetic] = self._record(meter, arithmetic)
+        # What nobody asks for on the way: a clip and metrics do.
+        whole = batches is given.batches and meter.clip is None and meter.measures.alone
+        for arithmetic, times in Counter(arithmetics).items():
+            if whole and times >= WORTH and arithmetic not in self._recordings:
+                self._recordings[arithmetic] = self._record(meter, arithmetic)
 
         def one(network: nn.Module, point: int) -> Meter:
             coordinate, arithmetic = coordinates[point], arithmetics[point]
             state = given.formed.at(coordinate)
             buffers = combined(coordinate, given.buffers) if combined else given.buffers
             part = meter.part(1)
-            known = self._recordings.get(arithmetic) if batches is given.batches else None
-            if known is not None and meter.clip is None:
+            known = self._recordings.get(arithmetic) if whole else None
+            if known is not None:
                 recording, like = known
                 part.add_sums(0, recording(state, buffers), like=like)
                 return part
@@ -98,11 +99,6 @@ class Reference:
         except Exception:  # it asks for a number on the way, say; else the usual way meets it too
             return None
         return recording, parts[-1]
-
-
-def _may_be_recorded(given: Problem, meter: Meter) -> bool:
-    """Whether a point might be done without a word from Python."""
-    return given.exact.device.type == "cuda" and meter.clip is None and meter.measures.alone
 
 
 def evaluate_point(

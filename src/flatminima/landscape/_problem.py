@@ -20,8 +20,8 @@ class Problem:
 
     Attributes:
         network: The landscape's private copy.
-        subspace: With the origin's tensors in the network's types and on its device.
-        formed: Parameters at its points; directions are kept from one evaluation to the next.
+        formed: Parameters at points of the subspace, whose origin's tensors are in the network's
+            types and on its device; directions are kept from one evaluation to the next.
         buffers: The origin's, likewise.
         policy: What happens to BatchNorm's statistics.
         batches: The data.
@@ -31,7 +31,6 @@ class Problem:
     """
 
     network: nn.Module
-    subspace: Subspace
     formed: States
     buffers: Buffers
     policy: str
@@ -39,6 +38,11 @@ class Problem:
     measures: Measures
     exact: Arithmetic
     threads: bool
+
+    @property
+    def subspace(self) -> Subspace:
+        """What is evaluated."""
+        return self.formed.subspace
 
 
 @runtime_checkable

@@ -29,11 +29,12 @@ def provenance_section(study: StudyContents) -> str:
     if not study.runs:
         return '<p class="note">No job of this study has finished yet.</p>'
     started = _all(study, "started")
+    accelerators = ", ".join(_all(study, "accelerator"))
     rows = [
         ("Computed", _span(started)),
         ("Time in jobs", _duration(sum(_seconds(run) for run in study.runs))),
         ("Processor", ", ".join(_all(study, "cpu")) or _UNKNOWN),
-        *(("Accelerator", name) for name in _all(study, "accelerator")),
+        *([("Accelerator", accelerators)] if accelerators else []),
         ("Threads per job", ", ".join(_all(study, "threads")) or _UNKNOWN),
         ("Commit", ", ".join(_commits(study)) or _UNKNOWN),
         ("Versions", _versions(study) or _UNKNOWN),

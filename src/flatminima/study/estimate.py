@@ -33,9 +33,8 @@ _VGG16_MULTIPLICATIONS = 313_000_000
 # A training step in half precision takes this share of one in float32 (with AVX-512 BF16).
 _HALF_PRECISION = 0.55
 _MLP_SIZES = (784, 800, 320, 50, 10)
-# What a GPU takes of a core's time for a forward pass and for a training step, and for a step at
-# least (an H200: 31 us for an image through VGG16 in float32, 2.6 ms for a step of 128 in bfloat16,
-# 0.17 ms for a step of the MLP).
+# What a large GPU takes of a core's time for a forward pass and for a training step, and for a step
+# at least: roughly, to tell minutes from hours before anything of a kind is in the store.
 _GPU_FORWARD, _GPU_STEP, _GPU_LEAST = 0.012, 0.005, 1.5e-4
 _FEW = 40  # records per kind are enough for a median
 

@@ -107,8 +107,9 @@ def default_workers(study: Study, executor: str = "processes") -> int:
     """
     device = study.run.device
     if device == "cuda" and executor == "ray":
-        share = max(takes.gpus for takes in job_takes(study).values())
-        return max(1, int(visible_gpus() / share)) if share else 1
+        # By the smallest share: Ray itself gives no GPU more jobs than it has room for.
+        shares = [takes.gpus for takes in job_takes(study).values() if takes.gpus]
+        return max(1, int(visible_gpus() / min(shares, default=1.0)))
     if device != "cpu":
         return 1
     return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))

@@ -23,13 +23,16 @@ from flatminima.store.artifact import (
     files_to_dataset,
     sha256,
 )
+from flatminima.store.faults import Fault
 from flatminima.store.files import write_text
-from flatminima.store.store import FORMAT, Fault, Store
+from flatminima.store.finished import Finished
+from flatminima.store.store import FORMAT, Store
 
 __all__ = [
     "FORMAT",
     "Artifact",
     "Fault",
+    "Finished",
     "Store",
     "StoreError",
     "canonical",

@@ -5,15 +5,23 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from flatminima.store.artifact import Artifact, StoreError, open_zarr, sha256
-from flatminima.store.files import read_json, write_files, write_text
+from flatminima.store.faults import Fault, inspect
+from flatminima.store.files import (
+    flush_all,
+    flush_trees,
+    make_folder,
+    read_json,
+    write_files,
+    write_text,
+)
+from flatminima.store.finished import DISCARDED, SHORT, Finished
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,31 +31,8 @@ if TYPE_CHECKING:
 # store from the one before to the new one: under the store's lock, and with store.json last, so
 # that a kill in between leaves a store of the old format.
 FORMAT = 1
-_DISCARDED = "discarded.json"
 _LONGEST_LOG = 200_000  # characters
 _PARTIAL = re.compile(r"\..+\.\d+")  # what `write_text` makes of a name, with a process's number
-_SHORT = 20  # hex digits of a digest in a folder's name: 80 bits, no clash in any store
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something below `jobs` that is not as it was written.
-
-    Attributes:
-        job: The name of the job's folder.
-        kind: "record" where nothing can be believed of the job, "payload" where a file of it is
-            missing or altered, "stranger" where a file is none of it.
-        what: What is the matter, in words.
-        file: The file in the job's folder, of a payload or a stranger.
-    """
-
-    job: str
-    kind: Literal["record", "payload", "stranger"]
-    what: str
-    file: str = ""
-
-    def __str__(self) -> str:
-        return f"jobs/{self.job}{'/' if self.file else ''}{self.file}: {self.what}"
 
 
 def _foreign(path: Path) -> bool:
@@ -144,7 +129,7 @@ class Store:
 
     def folder(self, kind: str, digest: str) -> Path:
         """Where a job's results are, whether or not they exist yet."""
-        return self.root / "jobs" / f"{kind}-{digest[:_SHORT]}"
+        return self.root / "jobs" / f"{kind}-{digest[:SHORT]}"
 
     def done(self, kind: str, digest: str) -> bool:
         """Whether a job has finished: its completion record exists, and what it tells of.
@@ -174,7 +159,7 @@ class Store:
         Args:
             discarded: Also those whose results were discarded.
         """
-        names = ("run.json", _DISCARDED) if discarded else ("run.json",)
+        names = ("run.json", DISCARDED) if discarded else ("run.json",)
         for folder in sorted((self.root / "jobs").glob("*")):
             path = next((folder / name for name in names if (folder / name).exists()), None)
             if path is not None:
@@ -182,7 +167,7 @@ class Store:
 
     def any_record(self, name: str) -> dict[str, Any] | None:
         """What is on record of a job, also a discarded one, by its folder's name; if legible."""
-        for file in ("run.json", _DISCARDED):
+        for file in ("run.json", DISCARDED):
             with contextlib.suppress(OSError, StoreError):
                 record = read_json(self.root / "jobs" / name / file)
                 if isinstance(record.get("settings"), dict):
@@ -196,7 +181,8 @@ class Store:
         """
         folder = self.folder(kind, digest)
         if (folder / "run.json").exists():
-            (folder / "run.json").replace(folder / _DISCARDED)
+            (folder / "run.json").replace(folder / DISCARDED)
+            flush_all([folder])
         shutil.rmtree(folder / "payload", ignore_errors=True)
 
     def remove(self, path: Path) -> None:
@@ -210,6 +196,7 @@ class Store:
         aside = self.root / "tmp" / f"{path.name}.{os.getpid()}"
         aside.parent.mkdir(exist_ok=True)
         path.replace(aside)
+        flush_all([path.parent, aside.parent])
         if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside)
         else:
@@ -265,41 +252,63 @@ class Store:
         dependencies: Iterable[str] = (),
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        """Store a job's artifact: the folder is made aside and renamed, its record written last.
+        """Store what one job made; see `write_all`."""
+        self.write_all(
+            [Finished(kind, digest, artifact, settings, tuple(dependencies), provenance or {})]
+        )
+
+    def write_all(self, jobs: Sequence[Finished]) -> None:
+        """Store what some jobs made: each folder is made aside and renamed, its record in it.
+
+        All of it is on the disk when this returns, and so are the jobs' logs if there are any. What
+        that takes is the waiting, and several jobs wait hardly longer than one.
 
         Raises:
-            OSError: If the disk is full or not writable; nothing is left behind.
+            OSError: If the disk is full or not writable. Each job is stored whole or not at all.
         """
-        final = self.folder(kind, digest)
-        aside = self.root / "tmp" / f"{final.name}.{os.getpid()}"
-        record = {
-            "kind": kind,
-            "digest": digest,
-            "settings": dict(settings),
-            "dependencies": list(dependencies),
-            "payload": {name: sha256(artifact[name]) for name in sorted(artifact)},
-            "provenance": dict(provenance or {}),
-        }
+        ready: dict[Path, Path] = {}
+        logs = []
         try:
-            write_files(aside / "payload", artifact)
-            write_text(aside / "run.json", json.dumps(record, indent=1, sort_keys=True) + "\n")
-            final.parent.mkdir(parents=True, exist_ok=True)
-            if final.exists():  # only a folder that lost its record can be here
-                shutil.rmtree(final)
-            aside.replace(final)
+            for job in jobs:
+                final = self.folder(job.kind, job.digest)
+                aside = self.root / "tmp" / f"{final.name}.{os.getpid()}"
+                try:
+                    write_files(aside / "payload", job.artifact)
+                    write_text(aside / "run.json", job.record(), flush=False)
+                except BaseException:
+                    shutil.rmtree(aside, ignore_errors=True)
+                    raise
+                ready[final] = aside
+                logs.append(self.log_path(job.kind, job.digest))
+        finally:  # those before one that had no room are whole
+            self._put_into_place(ready, filter(Path.exists, logs))
+
+    def _put_into_place(self, ready: Mapping[Path, Path], logs: Iterable[Path]) -> None:
+        """Give folders that were made aside the names by which they count."""
+        if not ready:
+            return
+        try:
+            flush_trees(ready.values(), logs)
+            make_folder(self.root / "jobs")
+            for final, aside in ready.items():
+                if final.exists():  # only a folder that lost its record can be here
+                    shutil.rmtree(final)
+                aside.replace(final)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            for aside in ready.values():
+                shutil.rmtree(aside, ignore_errors=True)
             raise
+        flush_all([self.root / "jobs"])
 
     def log_path(self, kind: str, digest: str) -> Path:
         """Where a job's log is, if it has run here."""
-        return self.root / "logs" / f"{kind}-{digest[:_SHORT]}.log"
+        return self.root / "logs" / f"{kind}-{digest[:SHORT]}.log"
 
     def write_log(self, kind: str, digest: str, text: str) -> None:
-        """Replace a job's log, by the end of it if it is very long."""
+        """Replace a job's log, by the end of it if it is very long; `write` flushes it."""
         if len(text) > _LONGEST_LOG:
             text = f"[...]\n{text[-_LONGEST_LOG:]}"
-        write_text(self.log_path(kind, digest), text)
+        write_text(self.log_path(kind, digest), text, flush=False)
 
     def open_payload(self, kind: str, digest: str, name: str) -> "xr.Dataset":
         """One dataset of a finished job, loaded into memory, e.g. `("surface", d, "surface.zarr")`.
@@ -325,37 +334,7 @@ class Store:
 
     def inspect(self) -> tuple[int, list[Fault]]:
         """What `verify` finds, for whoever mends it."""
-        count, faults = 0, []
-        for folder in sorted((self.root / "jobs").glob("*")):
-            discarded = (folder / _DISCARDED).exists() and not (folder / "payload").exists()
-            name = _DISCARDED if discarded else "run.json"
-            try:
-                record = read_json(folder / name)
-                own_name = f"{record['kind']}-{record['digest'][:_SHORT]}"
-                expected = {} if discarded else dict(record["payload"])
-            except (StoreError, OSError, KeyError, TypeError, ValueError):
-                faults.append(Fault(folder.name, "record", f"no readable {name}"))
-                continue
-            if folder.name != own_name:
-                faults.append(Fault(folder.name, "record", "holds the record of another job"))
-            payload = folder / "payload"
-            found = {
-                path.relative_to(payload).as_posix(): path
-                for path in payload.rglob("*")
-                if path.is_file()
-            }
-            for file, checksum in expected.items():
-                count += 1
-                path = found.pop(file, None)
-                if path is None:
-                    faults.append(Fault(folder.name, "payload", "missing", f"payload/{file}"))
-                elif sha256(path.read_bytes()) != checksum:
-                    faults.append(Fault(folder.name, "payload", "altered", f"payload/{file}"))
-            faults += [
-                Fault(folder.name, "stranger", "not in run.json", f"payload/{file}")
-                for file in sorted(found)
-            ]
-        return count, faults
+        return inspect(self.root / "jobs")
 
     # ------------------------------------------------------------- studies
 
@@ -397,9 +376,11 @@ class Store:
         aside.mkdir(parents=True)
         try:
             yield aside
+            flush_trees([aside])
             if final.exists():
                 self.remove(final)
-            final.parent.mkdir(exist_ok=True)
+            make_folder(final.parent)
             aside.replace(final)
+            flush_all([final.parent])
         finally:
             shutil.rmtree(aside, ignore_errors=True)

@@ -98,7 +98,7 @@ class Live:
         self._write(ended=_now(), error=_words(error))
 
     def __call__(self, event: Event, job: Job, seconds: float) -> None:
-        """Take note of a job's start or end."""
+        """Take note of a job's start or end; one that lost its worker waits for another start."""
         about = {"job": job.name, "label": job.label}
         with self._lock:
             if event == "started":
@@ -137,7 +137,7 @@ class Live:
             )
         # A full disk is the business of whoever writes results.
         with contextlib.suppress(OSError):
-            write_text(self._path, text + "\n")
+            write_text(self._path, text + "\n", flush=False)
 
 
 def live_path(store: Store, study: str) -> Path:

@@ -2,6 +2,7 @@
 
 A small study runs through the command line and is killed several times: the driver alone, its whole
 process group, one worker, or the driver right before one of the changes that it makes to the store.
+A run that loses a worker goes on by itself, to its end or until its driver is killed later.
 Run again until it finishes, its store must be, file by file, that of a serial run that was never
 disturbed. How that is done is in `tests/crash/kills.py`, whose tests do a few of them.
 

@@ -6,6 +6,7 @@ import pytest
 
 from crash.kills import (
     HEAD,
+    LOST,
     Trained,
     command,
     content,
@@ -53,7 +54,7 @@ def test_a_run_that_is_told_to_stop_says_so_in_a_line_and_goes_on_later(
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_ends_the_run_in_a_line_and_nothing_is_lost(
+def test_a_run_goes_on_when_a_worker_is_killed_and_says_so_in_a_line(
     trained: Trained, tmp_path: Path
 ) -> None:
     out = tmp_path / "runs"
@@ -61,17 +62,12 @@ def test_a_worker_that_is_killed_ends_the_run_in_a_line_and_nothing_is_lost(
     with started(words) as driver:
         assert driver.wait_for(HEAD + 3)
         assert driver.end("worker", signal.SIGKILL, DRAW) == "worker"
-        assert driver.finish() == 1
-        assert driver.errors() == [
-            "flatminima: a worker process was killed (out of memory?); finished work is kept, try"
-            " fewer --workers"
-        ]
+        assert driver.finish() == 0
+        errors = driver.errors()
+        assert len(errors) <= 1  # none if it happened to have nothing to do
+        assert all(map(LOST.fullmatch, errors))
         assert driver.wait_gone() is not None
-        kept = said_finished(driver.said)
-    assert kept <= finished(out)
-    with started(words) as driver:
-        assert (driver.finish(), driver.errors()) == (0, [])
-        assert not kept & said_finished(driver.said)
+        assert said_finished(driver.said) == finished(out)
     assert differences(content(out), trained.content) == []
 
 

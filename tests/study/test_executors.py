@@ -19,8 +19,9 @@ import flatminima
 from flatminima.store import Artifact, Store
 from flatminima.study.estimate import job_seconds
 from flatminima.study.execute import StudyFailed, execute
-from flatminima.study.executors import Read, Wanted, open_executor
-from flatminima.study.executors.local import Serial
+from flatminima.study.executors import Read, Wanted, local, open_executor
+from flatminima.study.executors._process import Inputs, Worker
+from flatminima.study.executors.local import Processes, Serial
 from flatminima.study.job import Job
 from flatminima.study.worker import Outcome, Work, compute
 
@@ -239,17 +240,75 @@ def test_a_full_disk_ends_the_run_at_once(
     assert not store.done("network", jobs[1].digest)
 
 
-def test_a_killed_worker_is_one_line(store: Store) -> None:
-    class Broken(Serial):
-        def submit(
-            self, work: Work, jobs: Sequence[Job], wanted: Sequence[Wanted], read: Read
-        ) -> "Future[list[Outcome]]":
-            future: Future[list[Outcome]] = Future()
-            future.set_exception(BrokenProcessPool("terminated abruptly"))
-            return future
+class _Doomed(Worker):
+    """Without a process; tests say what becomes of it."""
 
-    with pytest.raises(RuntimeError, match="a worker process was killed"):
-        execute([_job("a")], store, Broken())
+    alive = was_up = True
+
+    def __init__(self) -> None:
+        self.doing: Future[list[Outcome]] = Future()
+        self.jobs: list[str] = []
+
+    def do(self, work: Work, jobs: list[Job], inputs: Inputs) -> "Future[list[Outcome]]":
+        assert self.alive
+        self.doing, self.jobs = Future(), [job.label for job in jobs]
+        return self.doing
+
+    def die(self) -> None:
+        self.alive, self.jobs = False, []
+        self.doing.set_exception(BrokenProcessPool("terminated abruptly"))
+
+    def finish(self) -> None:
+        self.jobs = []
+        self.doing.set_result([Outcome({}, 1.0, "head\ntail\n")])
+
+    def end(self) -> tuple[int, int]:
+        assert not self.alive
+        return 7, -9
+
+
+def test_what_is_lost_is_done_beside_others_then_alone_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workers: list[Any] = [_Doomed(), _Doomed()]
+    monkeypatch.setattr(local, "Worker", _Doomed)
+    told: list[str] = []
+    processes = Processes(workers, lambda event, job, seconds: told.append(f"{event} {job.label}"))
+
+    def doing() -> str:
+        processes.check()
+        return "".join(sorted(job for worker in workers for job in worker.jobs))
+
+    def one(job: str) -> _Doomed:
+        return next(worker for worker in workers if worker.jobs == [job])
+
+    a, b, c = (processes.submit(_name, [_job(name)], [], lambda _: {}) for name in "abc")
+    assert doing() == "ab"
+    one("a").die()
+    assert doing() == "ab"
+    assert processes.capacity == 2
+    one("a").die()
+    one("b").die()
+    # What was lost once goes first, and nothing new beside what waits to be alone.
+    assert doing() == "bc"
+    assert processes.capacity == 0
+    one("b").die()
+    assert doing() == "c"
+    one("c").finish()
+    assert doing() == "a"
+    assert processes.capacity == 0
+    one("a").finish()
+    assert doing() == "b"
+    one("b").die()
+    assert doing() == ""
+    assert processes.capacity == 2
+    (done,), (failed,), (undisturbed,) = a.result(), b.result(), c.result()
+    assert "with nothing running beside it" in str(failed.error)
+    assert [outcome.log.count("process 7 was killed") for outcome in (done, failed)] == [2, 3]
+    assert undisturbed.log == "head\ntail\n"
+    assert done.log.splitlines()[::3] == ["head", "tail"]
+    assert [event for event in told if event.endswith("a")] == ["lost a", "started a"] * 2
+    assert [event for event in told if event.endswith("b")] == ["lost b", "started b"] * 2
 
 
 @pytest.mark.parametrize(("name", "workers"), [("threads", 1), ("processes", 0)])

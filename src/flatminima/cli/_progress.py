@@ -1,5 +1,6 @@
 """What a run shows while it works: bars on a terminal, plain lines anywhere else."""
 
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -114,6 +115,8 @@ class Bars:
         part = next(part for part, kinds in PARTS.items() if job.kind in kinds)
         if event == "failed":
             self._progress.console.print(f"failed: {job.label}", highlight=False)
+        if event == "lost":
+            _say_lost(job, seconds)
         if job.kind != _COUNTED[part]:
             return
         if event == "started":
@@ -154,6 +157,9 @@ class Lines:
                 self._running[job.digest] = job
                 return
             self._running.pop(job.digest, None)
+            if event == "lost":
+                _say_lost(job, seconds)
+                return
             if event == "failed":
                 self._say(f"failed: {job.label}")
                 return
@@ -182,3 +188,13 @@ class Lines:
                     names = [job.label for job in self._running.values()]
                     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                     self._say(f"at work on {', '.join(names[:3]) or 'it'}{more}{self._left()}")
+
+
+def _say_lost(job: Job, seconds: float) -> None:
+    """A note on a job whose worker process was killed; above the bars where there are some."""
+    print(
+        f"flatminima: {job.label}: its worker process was lost after {seconds:.1f} s (out of"
+        " memory?); it is done again",
+        file=sys.stderr,
+        flush=True,
+    )

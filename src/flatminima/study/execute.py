@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from graphlib import TopologicalSorter
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from flatminima.study.executors import Executor, Wanted
 from flatminima.study.job import Job
 from flatminima.study.worker import Outcome, Work
 
-Event = Literal["started", "finished", "failed"]
+Event = Literal["started", "finished", "failed", "lost"]
 Listener = Callable[[Event, Job, float], None]
 
 # What the operating system says when nothing more can be written anywhere: going on is pointless.
@@ -74,13 +73,13 @@ def execute(
         jobs: Unfinished jobs; what they depend on is among them or in the store.
         store: Held by this process; see `Store.lock`.
         executor: Where `work` is computed.
-        listener: Told of every job's start and end.
+        listener: Told of every job's start and end; the executor tells of lost workers itself.
         work: Does one job.
 
     Raises:
         StudyFailed: Some jobs failed; all others are done.
         OSError: Nothing more can be written.
-        RuntimeError: A worker process was killed, or the cluster is gone.
+        RuntimeError: Worker processes do not start, or the cluster is gone.
     """
     tell = listener or (lambda event, job, seconds: None)
     queue = _Queue(jobs, in_plan_order=executor.capacity == 1)
@@ -111,7 +110,7 @@ def execute(
             queue.finish(job, outcome.seconds)
             tell("finished", job, outcome.seconds)
 
-    with _interrupts(held=not executor.in_process) as safe_point, _in_a_line(safe_point):
+    with _interrupts(held=not executor.in_process) as safe_point:
         try:
             while queue.unfinished:
                 while len(running) < executor.capacity:
@@ -208,19 +207,6 @@ class _Queue:
         return job_seconds(job) * took / expected
 
 
-@contextlib.contextmanager
-def _in_a_line(safe_point: Callable[[], None]) -> Iterator[None]:
-    """Say what it means that the pool is broken, wherever that shows."""
-    try:
-        yield
-    except BrokenProcessPool as error:
-        safe_point()  # a signal to the whole group ends its workers first
-        raise RuntimeError(
-            "a worker process was killed (out of memory?); finished work is kept, try fewer"
-            " --workers"
-        ) from error
-
-
 def _write(store: Store, job: Job, outcome: Outcome) -> None:
     """Put a job's artifact into the store."""
     assert outcome.artifact is not None
@@ -238,17 +224,14 @@ def _next_done(
     running: Mapping["Future[list[Outcome]]", object],
     executor: Executor,
     safe_point: Callable[[], None],
-) -> "list[Future[list[Outcome]]]":
-    """Wait until some of them are done, looking out for Ctrl-C and a lost cluster.
-
-    Those that a killed worker left without a result come last.
-    """
+) -> "set[Future[list[Outcome]]]":
+    """Wait until some of them are done, looking out for Ctrl-C, lost workers and a lost cluster."""
     while True:
-        safe_point()
+        safe_point()  # first: what is being stopped is not begun again
+        executor.check()
         done = wait(running, timeout=_ALERT, return_when=FIRST_COMPLETED).done
         if done:
-            return sorted(done, key=lambda future: future.exception() is not None)
-        executor.check()
+            return done
 
 
 def _most_urgent_first(jobs: Sequence[Job]) -> list[str]:

@@ -161,7 +161,7 @@ def run_plan(
     ) as live:
         fetch(plan.study.data.dataset)  # once, before several workers ask for it
         takes = job_takes(plan.study)
-        with open_executor(executor, workers, address=address, takes=takes) as opened:
+        with open_executor(executor, workers, address=address, takes=takes, tell=live) as opened:
             execute(plan.todo, plan.store, opened, listener=live)
 
 
@@ -247,7 +247,8 @@ def run_study(
         threads: Threads per job, instead of the study's own.
         device: Device, instead of the study's own.
         only: Parts to do, of "training", "surfaces" and "radii"; none means all.
-        listener: Called with "started", "finished" or "failed", the job, and its seconds.
+        listener: Called with "started", "finished", "failed" or "lost" (its worker process was
+            killed: it is started again), the job, and its seconds.
 
     Returns:
         The store that holds the results.

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from flatminima.store import Artifact
 from flatminima.study.job import Job
@@ -31,6 +31,8 @@ class Wanted:
 
 
 Read: TypeAlias = Callable[[Wanted], Artifact]
+Tell: TypeAlias = Callable[[Literal["lost", "started"], Job, float], None]
+"""Told that a job lost its worker after so many seconds, and that it is begun again."""
 
 
 @runtime_checkable
@@ -58,7 +60,7 @@ class Executor(Protocol):
         ...
 
     def check(self) -> None:
-        """Called four times a second while jobs run.
+        """Called at least four times a second while jobs run, where an interrupt would show first.
 
         Raises:
             RuntimeError: Nothing will come of them any more; the line says why.
@@ -99,6 +101,7 @@ def open_executor(
     *,
     address: str | None = None,
     takes: Mapping[str, Takes] | None = None,
+    tell: Tell | None = None,
 ) -> contextlib.AbstractContextManager[Executor]:
     """The executor called `name`, to be entered and left.
 
@@ -107,6 +110,7 @@ def open_executor(
         workers: Processes; for "ray" the processes of a cluster of its own on this machine.
         address: For "ray", a cluster that is there already, as `ray.init` takes it.
         takes: For "ray", what a job takes of a node, by its kind.
+        tell: For "processes", told of jobs that are done again; Ray keeps that to itself.
 
     Raises:
         ValueError: For an unknown name, no workers, an address without "ray", where Ray is not
@@ -126,12 +130,16 @@ def open_executor(
             f"expected no number of workers for the cluster at {address}, got {workers}; leave it"
             " out: a cluster has the workers that its nodes have cores for"
         )
-    return _open(name, workers, address, takes or {})
+    return _open(name, workers, address, takes or {}, tell)
 
 
 @contextlib.contextmanager
 def _open(
-    name: str, workers: int | None, address: str | None, takes: Mapping[str, Takes]
+    name: str,
+    workers: int | None,
+    address: str | None,
+    takes: Mapping[str, Takes],
+    tell: Tell | None,
 ) -> Iterator[Executor]:
     if name == "ray":
         from flatminima.study.executors.cluster import open_cluster
@@ -144,5 +152,5 @@ def _open(
     if name == "serial":
         yield Serial()
         return
-    with open_processes(workers or 1) as processes:
+    with open_processes(workers or 1, tell) as processes:
         yield processes

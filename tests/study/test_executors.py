@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import flatminima
-from flatminima.store import Artifact, Store
+from flatminima.store import Artifact, Finished, Store
 from flatminima.study.estimate import job_seconds
 from flatminima.study.execute import StudyFailed, execute
 from flatminima.study.executors import Read, Wanted, local, open_executor
@@ -224,14 +224,14 @@ def test_a_full_disk_ends_the_run_at_once(
             raise OSError(errno.ENOSPC, "No space left on device")
         return _name(job, inputs)
 
-    write = Store.write
+    write = Store.write_all
 
-    def full(self: Store, kind: str, digest: str, artifact: Artifact, **options: Any) -> None:
-        if where == "driver" and artifact["name"] == b"b()":
+    def full(self: Store, jobs: Sequence[Finished]) -> None:
+        if where == "driver" and any(job.artifact["name"] == b"b()" for job in jobs):
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(self, kind, digest, artifact, **options)
+        write(self, jobs)
 
-    monkeypatch.setattr(Store, "write", full)
+    monkeypatch.setattr(Store, "write_all", full)
     jobs = [_job("a"), _job("b"), _job("c")]
     with pytest.raises(OSError, match="No space left"):
         execute(jobs, store, Serial(), work=work)

@@ -5,12 +5,12 @@ import errno
 import heapq
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from graphlib import TopologicalSorter
 from typing import Any, Literal
 
-from flatminima.store import Artifact, Store, StoreError
+from flatminima.store import Artifact, Finished, Store, StoreError
 from flatminima.study.estimate import job_seconds
 from flatminima.study.executors import Executor, Wanted
 from flatminima.study.job import Job
@@ -87,28 +87,34 @@ def execute(
     errors: dict[str, BaseException] = {}
     log = ""
 
-    def keep(task: Sequence[Job], outcomes: Sequence[Outcome]) -> None:
-        """Put into the store what became of some jobs, which were done one after the other.
+    def keep(tasks: Iterable[tuple[Sequence[Job], Sequence[Outcome]]]) -> None:
+        """Put into the store what became of some tasks, whose jobs were done one after the other.
 
         Nobody knows when those behind the first one of a task began; until they are done, they
         count as waiting.
         """
         nonlocal log
-        for job, outcome in zip(task, outcomes, strict=True):
-            if job is not task[0]:
-                tell("started", job, 0.0)
+        ended = [
+            (job, outcome, job is task[0])
+            for task, outcomes in tasks
+            for job, outcome in zip(task, outcomes, strict=True)
+        ]
+        for job, outcome, _ in ended:
             store.write_log(job.kind, job.digest, outcome.log)
+        store.write_all([_finished(job, one) for job, one, _ in ended if one.error is None])
+        for job, outcome, first in ended:
             error = outcome.error
-            if error is not None:
-                if isinstance(error, OSError) and error.errno in _FATAL:
-                    raise error
+            if isinstance(error, OSError) and error.errno in _FATAL:
+                raise error
+            if not first:
+                tell("started", job, 0.0)
+            if error is None:
+                queue.finish(job, outcome.seconds)
+                tell("finished", job, outcome.seconds)
+            else:
                 log = log or str(store.log_path(job.kind, job.digest))
                 errors[job.label] = error
                 tell("failed", job, outcome.seconds)
-                continue
-            _write(store, job, outcome)
-            queue.finish(job, outcome.seconds)
-            tell("finished", job, outcome.seconds)
 
     with _interrupts(held=not executor.in_process) as safe_point:
         try:
@@ -124,17 +130,20 @@ def execute(
                             work, task, wanted, lambda item: _read(store, item)
                         )
                     except StoreError as error:  # what it reads is damaged: no matter of others
-                        keep(task, [Outcome(None, 0.0, f"{error}\n", error=error) for _ in task])
+                        lost = [Outcome(None, 0.0, f"{error}\n", error=error) for _ in task]
+                        keep([(task, lost)])
                         continue
                     running[future] = task
                 if not running:
                     break  # what is left needs a job that failed
-                for future in _next_done(running, executor, safe_point):
-                    keep(running.pop(future), future.result())
+                done = _next_done(running, executor, safe_point)
+                keep([(running.pop(future), future.result()) for future in done])
         except (RuntimeError, KeyboardInterrupt):
-            for future, task in running.items():
-                if future.done() and future.exception() is None:  # meanwhile, beside the others
-                    keep(task, future.result())
+            keep(  # what was done meanwhile, beside the others
+                (task, future.result())
+                for future, task in running.items()
+                if future.done() and future.exception() is None
+            )
             raise
     if errors:
         raise StudyFailed(errors, queue.unfinished - len(errors), log)
@@ -207,10 +216,10 @@ class _Queue:
         return job_seconds(job) * took / expected
 
 
-def _write(store: Store, job: Job, outcome: Outcome) -> None:
-    """Put a job's artifact into the store."""
+def _finished(job: Job, outcome: Outcome) -> Finished:
+    """What the store is to keep of a job."""
     assert outcome.artifact is not None
-    store.write(
+    return Finished(
         job.kind,
         job.digest,
         outcome.artifact,

@@ -8,11 +8,15 @@ disturbed. How that is done is in `tests/crash/kills.py`, whose tests do a few o
 
     python benchmarks/kills.py --kills 100 --out results/crash-safety
 
+With `--power` the store lies on a disk whose power is cut instead, so that what the disk was not
+told to keep is gone (as root only; `power.json`).
+
 It writes `kills.json`, after every study; stopped itself and started again, it goes on where it
 was. It exits with 1 if anything was lost, changed or left over. Linux only.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -25,7 +29,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from crash.kills import STUDY, killed_study, undisturbed
+from crash.kills import killed_study, undisturbed
+from crash.power import Disk
+from crash.study import STUDY
 from flatminima.study.provenance import provenance
 
 
@@ -69,9 +75,9 @@ def write(path: Path, result: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def kill(options: argparse.Namespace, folder: Path) -> int:
+def kill(options: argparse.Namespace, folder: Path, disk: Disk | None) -> int:
     """Do what is left; returns how many studies have faults."""
-    path = options.out / "kills.json"
+    path = options.out / ("power.json" if disk else "kills.json")
     print(f"seed {options.seed}; first an undisturbed run with each executor", flush=True)
     reference = undisturbed(folder, options.executors, options.workers)
     about = {
@@ -79,6 +85,7 @@ def kill(options: argparse.Namespace, folder: Path) -> int:
         "executors": options.executors,
         "workers": options.workers,
         "signal": options.signal,
+        **({"power": True} if disk else {}),
         "most_kills_of_a_study": options.most,
         "study": STUDY,
         "files": len(reference.content),
@@ -102,6 +109,7 @@ def kill(options: argparse.Namespace, folder: Path) -> int:
             workers=options.workers,
             kills=min(options.most, options.kills - done()),
             number_of_signal=signal.Signals[f"SIG{options.signal}"],
+            disk=disk,
             first=done() + 1,
             say=lambda line: print(line, flush=True),
         )
@@ -121,17 +129,22 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--most", type=int, default=4, help="kills of one study")
     parser.add_argument("--signal", choices=["KILL", "TERM", "INT"], default="KILL")
+    parser.add_argument("--power", action="store_true", help="cut the power of the store's disk")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(words)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="flatminima-kills-"))
     try:
-        faults = kill(options, folder)
+        with contextlib.ExitStack() as stack:
+            disk = Disk(folder / "disk") if options.power else None
+            if disk:
+                stack.enter_context(disk.attached())
+            faults = kill(options, folder, disk)
     except KeyboardInterrupt:
         shutil.rmtree(folder, ignore_errors=True)
         print("stopped; finished studies are kept, run the same command again", file=sys.stderr)
         return 1
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         print(error, file=sys.stderr)
         return 2

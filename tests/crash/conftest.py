@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from crash.kills import STUDY, Trained, command, content, started
+from crash.driver import command, started
+from crash.stores import Trained, content
+from crash.study import STUDY
 
 if sys.platform != "linux":
     collect_ignore_glob = ["test_*.py"]  # processes are looked for below /proc

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from crash.kills import HEAD, Trained, command, content, differences, started
+from crash.driver import command, started
+from crash.stores import Trained, content, differences
+from crash.study import HEAD
 from flatminima.store import Store
 
 DIGEST = "0123456789abcdef" * 4

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from crash.kills import START, Trained, command, content, differences
+from crash.driver import START, command
+from crash.stores import Trained, content, differences
 from flatminima.store import Store
 
 

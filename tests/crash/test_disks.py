@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from crash.kills import Trained, command, content, differences, finished, said_finished, started
+from crash.driver import command, started
+from crash.stores import Trained, content, differences, finished, said_finished
 from flatminima.store import Store
 
 _READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from crash.kills import Reference, killed_study, undisturbed
+from crash.kills import killed_study, undisturbed
+from crash.stores import Reference
 
 KILLS = 5
 SEED = 140  # with which all that can be killed is killed, within a minute

@@ -17,7 +17,8 @@ import pytest
 from rich.console import Console
 
 from crash import losing
-from crash.kills import LOST, started
+from crash.driver import started
+from crash.study import LOST
 from flatminima.cli._progress import Bars, Lines
 from flatminima.store import Artifact, Store
 from flatminima.study.execute import StudyFailed, execute

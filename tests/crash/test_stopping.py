@@ -4,17 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from crash.kills import (
-    HEAD,
-    LOST,
-    Trained,
-    command,
-    content,
-    differences,
-    finished,
-    said_finished,
-    started,
-)
+from crash.driver import command, started
+from crash.stores import Trained, content, differences, finished, said_finished
+from crash.study import HEAD, LOST
 
 DRAW = random.Random(0)
 # What `kill` and a terminal do, and what job schedulers do, to one process or to all.

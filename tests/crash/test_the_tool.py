@@ -9,17 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from crash.kills import (
-    Course,
-    Reference,
-    content,
-    differences,
-    look,
-    marked,
-    moment,
-    started,
-    wait_until,
-)
+from crash.course import Course, moment
+from crash.driver import marked, started, wait_until
+from crash.stores import Reference, content, differences, look
 from flatminima.store import Store
 
 ONE, TWO = "1" * 64, "2" * 64

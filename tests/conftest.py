@@ -16,6 +16,7 @@ _OUTAGES = (
     "tests/crash/",
     "tests/study/test_cluster.py",
     "tests/study/test_gpus.py",
+    "tests/study/test_hosts.py",
     "tests/study/test_slurm.py",
 )
 

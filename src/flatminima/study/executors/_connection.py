@@ -4,11 +4,13 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
 _ATTEMPTS = 6  # a second apart, to join a cluster whose head answers
 _PATIENCE = 2.0  # seconds until a head that is there has taken a connection
+_STARTING = 20.0  # seconds until a node of this machine runs that was started beside this process
 # A host that is cut off closes no connection: without these Ray waits for it for seven minutes.
 _IMPATIENT = {
     "RAY_grpc_client_keepalive_time_ms": "10000",
@@ -21,7 +23,8 @@ def connected(address: str) -> Iterator[str]:
     """This process as a driver of the cluster at `address`; yields where its head is.
 
     Raises:
-        ValueError: There is none, or it refuses; or Ray is not installed.
+        ValueError: There is none, it refuses, or this machine is no node of it; or Ray is not
+            installed.
     """
     ray = import_ray()
     _quieten(ray)
@@ -29,6 +32,12 @@ def connected(address: str) -> Iterator[str]:
         raise ValueError(
             f"expected a Ray cluster at {address}, got no answer; start one with 'ray start"
             " --head', or leave out --address for one of its own"
+        )
+    if address != "auto" and not _has_a_node(ray):
+        raise ValueError(
+            f"expected a node of the Ray cluster at {address} on this machine, got none; start one"
+            f" with 'ray start --address {address}', and '--num-cpus 0 --num-gpus 0' if it is to do"
+            " no work"
         )
     try:
         with _constants(ray, address), environment(**(_IMPATIENT | dict(os.environ))):
@@ -54,6 +63,17 @@ def answers(address: str) -> bool:
             return True
     except (OSError, ValueError, OverflowError):
         return False
+
+
+def _has_a_node(ray: Any) -> bool:
+    """Whether a node of any cluster runs here, or is about to: Ray waits a minute for one."""
+    find = getattr(ray._private.services, "find_node_ids", lambda: {"unknown"})
+    deadline = time.monotonic() + _STARTING
+    while not find():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def reread_settings(ray: Any) -> None:

@@ -4,6 +4,8 @@
 
 `overhead`: jobs that do nothing, by each executor, for the time that one takes besides its own work
 (in the driver, on the way, in the store), and jobs that read and yield the weights of VGG16.
+`storing`: what the driver takes to bring tiles of a surface to the disk, one by one and many at
+once, as it does with what is done when it looks.
 `scaling`: the plane through three networks of results/mnist-paper over all 60,000 images, with one
 worker and with two, each with one thread. Rounds alternate; medians are kept with all rounds.
 """
@@ -20,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from flatminima.store import Artifact, Store
+from flatminima.store import Artifact, Finished, Store, sha256
 from flatminima.study import run_study
 from flatminima.study.config import load_study
 from flatminima.study.execute import execute
@@ -30,6 +32,7 @@ from flatminima.study.provenance import provenance
 
 _ROOT = Path(__file__).parents[1]
 _WEIGHTS = 14_728_266 * 4  # bytes of VGG16
+_FILES = 14  # of a job of an average study
 _SETTINGS = {"data": {"dataset": "digits"}, "model": {"name": "mlp", "settings": {}}}
 
 
@@ -89,6 +92,35 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
         "seconds_to_open": _medians(started),
         "seconds_per_job": {name: _medians(rows) for name, rows in found.items()},
         "all_rounds": {"seconds_to_open": started, "seconds_per_job": found},
+    }
+
+
+def storing(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds that a tile takes to be stored, by how many are stored at the same time."""
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "runs", create=True)
+        for number in range(options.rounds):
+            for at_once in (1, 10, 100):
+                tiles = [
+                    Finished(
+                        "tile",
+                        sha256(f"{number} {at_once} {tile}".encode()),
+                        {f"tile.zarr/array/{file}": bytes(200) for file in range(_FILES)},
+                        _SETTINGS,
+                    )
+                    for tile in range(100)
+                ]
+                start = time.perf_counter()
+                for first in range(0, len(tiles), at_once):
+                    store.write_all(tiles[first : first + at_once])
+                took = (time.perf_counter() - start) / len(tiles)
+                found.setdefault(f"{at_once} at once", []).append(took)
+    return {
+        "files_of_a_tile": _FILES,
+        "rounds": options.rounds,
+        "seconds_per_tile": _medians(found),
+        "all_rounds": found,
     }
 
 
@@ -155,6 +187,7 @@ def _medians(rows: Mapping[str, list[float]]) -> dict[str, float]:
 
 WORKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "overhead": overhead,
+    "storing": storing,
     "scaling": scaling,
 }
 

@@ -181,6 +181,16 @@ def test_a_mean_where_per_sample_losses_are_due_is_refused():
         landscape.loss_at(perceptron())
 
 
+def test_losses_of_other_things_than_samples_are_refused():
+    def of_outputs(outputs, targets):
+        return outputs.square().flatten()
+
+    data = points()
+    samples = len(data)
+    with pytest.raises(ValueError, match=rf"here {samples}, got {samples * 4}; average"):
+        fm.Landscape(perceptron(), data, loss=of_outputs).loss_at(perceptron())
+
+
 def test_states_of_another_architecture_name_tensor_and_shapes():
     landscape = fm.Landscape(perceptron(), points())
     other = perceptron(sizes=(6, 9, 5, 4))

@@ -124,6 +124,11 @@ def split_weights(result: Any, targets: Any) -> tuple[Tensor, Tensor | None]:
                 f"expected one loss per sample, a tensor [N] (or sums [N] and weights [N]), got"
                 f" {got}; use reduction='none' and average over what is not a sample"
             )
+        if part is not None and isinstance(targets, Tensor) and len(part) != len(targets):
+            raise ValueError(
+                f"expected one loss per sample, here {len(targets)}, got {len(part)}; average over"
+                " what is not a sample"
+            )
     return losses, weights
 
 

@@ -78,3 +78,32 @@ def test_a_network_gives_the_same_within_and_without(monkeypatch):
     assert len(called) == 1
     torch.testing.assert_close(within, network(inputs), atol=1e-5, rtol=1e-5)
     assert len(called) == 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(16, 600), st.integers(100, 300), st.integers(170, 400), st.integers(1, 600))
+def test_a_packed_weight_gives_the_same_bits(samples, before, after, expected):
+    inputs, weight, bias = (
+        draw(samples, before, seed=0),
+        draw(after, before, seed=1),
+        draw(after, seed=2),
+    )
+    packed = _linear.Packed([weight])
+    assert torch.equal(
+        product(inputs, packed(weight, expected), bias), product(inputs, weight, bias)
+    )
+
+
+def test_only_what_was_named_is_packed_and_once(monkeypatch):
+    monkeypatch.setattr(_linear, "_mkl_is_slow", lambda: True)
+    named, other = draw(200, 200, seed=0), draw(200, 200, seed=1)
+    packed = _linear.Packed([named])
+    inputs = draw(64, 200, seed=2)
+    with torch.no_grad(), quick_linear(packed):
+        found = [functional.linear(inputs, weight, None) for weight in (named, other, named)]
+    assert packed(named, 64) is packed(named, 64)
+    assert packed(named, 64) is not named
+    assert packed(other, 64) is other
+    torch.testing.assert_close(found[0], inputs @ named.T, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(found[1], inputs @ other.T, atol=1e-3, rtol=1e-4)
+    assert torch.equal(found[0], found[2])

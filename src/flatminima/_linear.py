@@ -23,13 +23,50 @@ _LEAST_WEIGHTS = 16_384
 _LEAST_SAMPLES = 16
 
 
-def quick_linear() -> contextlib.AbstractContextManager[Any]:
-    """Within, `torch.nn.functional.linear` takes the quicker way where there is one."""
-    return _QuickLinear() if _mkl_is_slow() else contextlib.nullcontext()
+class Packed:
+    """Weights in the order in which oneDNN reads them, brought into it once instead of every time.
+
+    Args:
+        weights: Those worth it; they must stay as they are, and are kept alive.
+    """
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        self._weights = {id(weight): weight for weight in weights}
+        self._packed: dict[int, Tensor] = {}
+
+    def __call__(self, weight: Tensor, samples: int) -> Tensor:
+        """A weight as oneDNN is to be given it, for about so many samples."""
+        if id(weight) not in self._weights:
+            return weight
+        found = self._packed.get(id(weight))
+        if found is None:
+            found = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), samples)
+            self._packed[id(weight)] = found
+        return found
+
+
+def copies() -> int:
+    """How often a weight is in memory once it is packed."""
+    return 2 if _mkl_is_slow() else 1
+
+
+def quick_linear(packed: Packed | None = None) -> contextlib.AbstractContextManager[Any]:
+    """Within, `torch.nn.functional.linear` takes the quicker way where there is one.
+
+    Every function of torch is looked at on the way, so little else should happen within.
+
+    Args:
+        packed: Weights that many batches meet; without gradients.
+    """
+    return _QuickLinear(packed) if _mkl_is_slow() else contextlib.nullcontext()
 
 
 class _QuickLinear(TorchFunctionMode):
     """Hands calls of `linear` over to oneDNN."""
+
+    def __init__(self, packed: Packed | None) -> None:
+        super().__init__()
+        self._packed = packed or Packed(())
 
     def __torch_function__(
         self,
@@ -40,7 +77,10 @@ class _QuickLinear(TorchFunctionMode):
     ) -> Any:
         """Replace `linear`; leave everything else alone."""
         if func is functional.linear and not kwargs and len(args) == 3 and applies(*args):
-            return _Linear.apply(*args)  # type: ignore[no-untyped-call]
+            if torch.is_grad_enabled():
+                return _Linear.apply(*args)  # type: ignore[no-untyped-call]
+            inputs, weight, bias = args
+            return product(inputs, self._packed(weight, len(inputs)), bias)
         return func(*args, **(kwargs or {}))
 
 
@@ -74,6 +114,7 @@ def _mkl_is_slow() -> bool:
         and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )
 
 

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.conv import _ConvNd
 
-from flatminima._linear import quick_linear
+from flatminima._linear import Packed, copies, quick_linear
 from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._batches import Batch
 from flatminima.landscape._layers import inputs_of, own_parameters
 from flatminima.landscape._meter import Meter
+from flatminima.landscape._places import Places
 from flatminima.landscape._states import MEMORY, States
 from flatminima.landscape._threads import in_threads
 from flatminima.landscape._world import arguments, room
@@ -205,19 +205,21 @@ def evaluate_leading(
     """
     own = own_parameters(network, name)
     for points, active in _chunks(formed.subspace, coordinates, own):
+        behind = [
+            arithmetics[point].ready(formed.at(coordinates[point], without=own)) for point in points
+        ]
         chunk = _Leading(
             name,
             _Layer(network, name, formed, active),
             points,
             coordinates[points],
             [arithmetics[point] for point in points],
+            # A network may write to its buffers; no point must see what another left there.
             [
-                {
-                    **arithmetics[point].ready(formed.at(coordinates[point], without=own)),
-                    **{key: value.clone() for key, value in buffers.items()},
-                }
-                for point in points
+                {**state, **{key: value.clone() for key, value in buffers.items()}}
+                for state in behind
             ],
+            Packed(value for state in behind for value in state.values()),
         )
 
         if kept is not None:
@@ -235,7 +237,7 @@ def evaluate_leading(
                     products = chunk.layer.products(given())
                 else:
                     products = kept.products(chunk.layer, batch, given)
-                chunk.evaluate(network, (inputs, targets), products, part, meter.open)
+            chunk.evaluate(network, (inputs, targets), products, part, meter.open)
             return part
 
         for part in in_threads(network, range(len(batches)), one, allowed=threads):
@@ -253,6 +255,7 @@ class _Leading:
     coordinates: Coordinates
     arithmetics: Sequence[Arithmetic]
     states: Sequence[dict[str, Tensor]]
+    packed: Packed
 
     def evaluate(
         self,
@@ -269,14 +272,15 @@ class _Leading:
         given = Given()
         each = zip(self.points, self.coordinates, self.arithmetics, self.states, strict=True)
         base, changes = products
-        with replaced(network, self.name, given):
+        with replaced(network, self.name, given), Places(network) as places:
             for point, coordinate, arithmetic, state in each:
                 if not wanted(int(point)):
                     continue
                 out = _combine(base, changes, coordinate, out)
                 given.value = arithmetic.product(out)
-                with arithmetic.used():
-                    outputs = functional_call(network, state, args, kwargs, strict=True)
+                places.put(state)
+                with quick_linear(self.packed), arithmetic.used():
+                    outputs = network(*args, **kwargs)
                 arithmetic.add(meter, int(point), outputs, targets)
 
 
@@ -313,7 +317,7 @@ def _chunks(
     """
     sizes = {name: value.nbytes for name, value in subspace.origin.parameters.items()}
     leading = sum(sizes[name] for name in own)
-    per_point = sum(sizes.values()) - leading + 1
+    per_point = copies() * (sum(sizes.values()) - leading) + 1
     # In float64 when it is drawn, and as a layer; products of a batch are about as large again.
     per_direction = 4 * leading + 1
     limit = room(next(iter(subspace.origin.parameters.values())).device, MEMORY)

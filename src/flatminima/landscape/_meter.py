@@ -166,13 +166,17 @@ class Meter:
 
     def _take(self, points: Sequence[int], columns: Sequence[Tensor | float]) -> None:
         """Add to the rows of some points; a column is a number, or holds one for each of them."""
-        rows = np.asarray(points)
         first = columns[0]
         assert isinstance(first, Tensor)
         if not _waits(first):
-            for index, column in enumerate(columns):
-                self._sums[rows, index] += column.numpy() if isinstance(column, Tensor) else column
+            known = [each.tolist() if isinstance(each, Tensor) else each for each in columns]
+            if len(points) == 1 and first.ndim == 0:
+                self._sums[points[0]] += known
+            else:
+                for index, values in enumerate(known):
+                    self._sums[points, index] += values
             return
+        rows = np.asarray(points)
         sums = first.new_empty((len(rows), _COLUMNS))
         for index, column in enumerate(columns):
             sums[:, index] = column

@@ -14,12 +14,13 @@ import numpy as np
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flatminima._linear import quick_linear
+from flatminima._linear import Packed, copies, quick_linear
 from flatminima.landscape._affine import Given, replaced
 from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._batches import Batch
 from flatminima.landscape._layers import Captured
 from flatminima.landscape._meter import Meter
+from flatminima.landscape._places import Places
 from flatminima.landscape._states import MEMORY, States
 from flatminima.landscape._threads import in_threads
 from flatminima.landscape._world import arguments, room
@@ -146,7 +147,14 @@ def evaluate_suffix(
         for point in points:
             whole = beside(formed.at(coordinates[point]))
             states.append(arithmetics[point].ready({name: whole[name] for name in needed}))
-        chunk = _Behind(cut, origin, points, [arithmetics[point] for point in points], states)
+        chunk = _Behind(
+            cut,
+            origin,
+            points,
+            [arithmetics[point] for point in points],
+            states,
+            Packed(value for state in states for value in state.values()),
+        )
 
         def one(network: nn.Module, batch: int, chunk: "_Behind" = chunk) -> Meter:
             part = meter.part()
@@ -167,6 +175,7 @@ class _Behind:
     points: Sequence[int]
     arithmetics: Sequence[Arithmetic]
     states: Sequence[dict[str, Tensor]]
+    packed: Packed
 
     def evaluate(
         self, network: nn.Module, batch: Batch, meter: Meter, wanted: Callable[[int], bool]
@@ -176,17 +185,16 @@ class _Behind:
         args, kwargs = arguments(inputs)
         with quick_linear():
             stored = _output_of(network, self.cut.behind, self.origin, inputs)
-            with _cut_off(network, self.cut) as (given, _):
-                for point, how, state in zip(
-                    self.points, self.arithmetics, self.states, strict=True
-                ):
-                    if not wanted(point):
-                        continue
-                    # A copy: the layers that follow may work in place.
-                    given.value = how.product(stored).clone()
-                    with how.used():
-                        outputs = functional_call(network, state, args, kwargs, strict=True)
-                    how.add(meter, point, outputs, targets)
+        with _cut_off(network, self.cut) as (given, _), Places(network) as places:
+            for point, how, state in zip(self.points, self.arithmetics, self.states, strict=True):
+                if not wanted(point):
+                    continue
+                # A copy: the layers that follow may work in place.
+                given.value = how.product(stored).clone()
+                places.put(state)
+                with quick_linear(self.packed), how.used():
+                    outputs = network(*args, **kwargs)
+                how.add(meter, point, outputs, targets)
 
 
 def _output_of(network: nn.Module, name: str, state: Parameters, inputs: Any) -> Tensor:
@@ -232,6 +240,6 @@ def _chunks(subspace: Subspace, points: int) -> Iterator[list[int]]:
     """Runs of points whose moved parameters fit into MEMORY."""
     size = sum(subspace.origin.parameters[name].nbytes for name in subspace.moved)
     device = next(iter(subspace.origin.parameters.values())).device
-    step = max(1, room(device, MEMORY) // max(size, 1))
+    step = max(1, room(device, MEMORY) // max(copies() * size, 1))
     for first in range(0, points, step):
         yield np.arange(first, min(first + step, points)).tolist()

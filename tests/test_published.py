@@ -311,13 +311,16 @@ def test_the_page_on_clusters_shows_what_was_measured():
     assert f"at work {100 * scaling['share_of_time_at_work']['ray, 2']:.0f} %" in page
 
 
-def test_a_hundred_kills_were_published_and_none_did_harm():
+@pytest.mark.parametrize("name", ["kills", "power"])
+def test_a_hundred_kills_and_power_cuts_were_published_and_none_did_harm(name):
     page = " ".join((ROOT / "docs" / "clusters.md").read_text(encoding="utf-8").split())
-    found = json.loads((ROOT / "results/crash-safety/kills.json").read_text())
+    found = json.loads((ROOT / f"results/crash-safety/{name}.json").read_text())
     kills = [kill for study in found["studies"] for kill in study["kills"]]
     assert len(kills) == found["summary"]["kills"] == 100
     assert not any(kill["faults"] for kill in kills)
     assert not any(study["faults"] for study in found["studies"])
     assert {kill["executor"] for kill in kills} == {"serial", "processes", "ray"}
+    assert any(kill["killed"] == "power" for kill in kills) == (name == "power")
     assert found["environment"]["dirty"] is False
     assert f"{found['files']:,} files" in page
+    assert f"[{name}.json](../results/crash-safety/{name}.json)" in page

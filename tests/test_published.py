@@ -303,6 +303,10 @@ def test_the_page_on_clusters_shows_what_was_measured():
         seconds = measured["seconds_per_job"][name]
         cells = [format(seconds[way], digits) for way in ("serial", "processes", "ray")]
         assert f"| {words} | {' | '.join(cells)} |" in page
+    tile = found["storing"]["seconds_per_tile"]
+    assert f"takes {tile['100 at once']:.4f} s to bring a tile" in page
+    assert f"({tile['1 at once']:.4f} s one by one)" in page
+    assert f"keeps up with {round(1 / tile['100 at once'], -1):.0f} tiles a second" in page
     assert f"Ray takes {measured['seconds_to_open']['ray']:.1f} s to start" in page
     for way in ("processes", "ray"):
         one, two = (scaling["seconds"][f"{way}, {workers}"] for workers in (1, 2))

@@ -20,7 +20,7 @@ help:
 	@echo "               STUDY=studies/cifar10-quick.toml for CIFAR-10, about four minutes)"
 	@echo "make install   create .venv with the exact versions of requirements.lock"
 	@echo "make test      run the tests"
-	@echo "make test-outages  run those that kill processes, cut nodes off and fill disks"
+	@echo "make test-outages  run those that kill processes, cut off nodes and power, and fill disks"
 	@echo "make test-gpu  run those that compare a GPU with the processor (DEVICE=cpu without one)"
 	@echo "make test-timm run the tests with networks of timm, in an environment of their own"
 	@echo "make site      build the documentation's site into site/, after make extras"

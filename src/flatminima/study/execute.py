@@ -137,7 +137,10 @@ def execute(
                 if not running:
                     break  # what is left needs a job that failed
                 done = _next_done(running, executor, safe_point)
-                keep([(running.pop(future), future.result()) for future in done])
+                whole = [future for future in done if future.exception() is None]
+                keep([(running.pop(future), future.result()) for future in whole])
+                for future in done.difference(whole):
+                    future.result()  # the cluster is gone
         except (RuntimeError, KeyboardInterrupt):
             keep(  # what was done meanwhile, beside the others
                 (task, future.result())

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from crash.driver import command, started
-from crash.stores import Trained, content
+from crash.kills import undisturbed
+from crash.stores import Reference, Trained, content
 from crash.study import STUDY
 
 if sys.platform != "linux":
@@ -26,3 +27,10 @@ def trained(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     with started([*command(study, out, "serial"), "--only", "training"]) as driver:
         assert (driver.finish(), driver.errors()) == (0, [])
     return Trained(study, out, content(out))
+
+
+@pytest.fixture(scope="session")
+def peaceful(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reference, Path]:
+    """What comes of the study where nothing disturbs it, and the folder that it is in."""
+    folder = tmp_path_factory.mktemp("kills")
+    return undisturbed(folder), folder

@@ -8,7 +8,6 @@ only as root.
 """
 
 import contextlib
-import fcntl
 import os
 import struct
 import subprocess
@@ -69,6 +68,8 @@ class Disk:
 
     def cut(self) -> None:
         """Stop it at once: all that goes on there fails, and nothing more is written."""
+        import fcntl  # not on Windows, where this file is imported all the same
+
         place = os.open(self._seen, os.O_RDONLY)
         try:
             fcntl.ioctl(place, _SHUTDOWN, struct.pack("I", _WITHOUT_FLUSH))

@@ -2,18 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from crash.kills import killed_study, undisturbed
+from crash.kills import killed_study
 from crash.stores import Reference
 
 KILLS = 5
 SEED = 140  # with which all that can be killed is killed, within a minute
-
-
-@pytest.fixture(scope="module")
-def peaceful(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reference, Path]:
-    """What comes of the study where nothing disturbs it, and the folder that it is in."""
-    folder = tmp_path_factory.mktemp("kills")
-    return undisturbed(folder), folder
 
 
 @pytest.mark.slow

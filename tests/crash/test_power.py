@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from crash.driver import command, started
-from crash.kills import killed_study, undisturbed
+from crash.kills import killed_study
 from crash.power import Disk
 from crash.stores import Reference, look, said_finished
 from crash.study import HEAD, NAME
@@ -17,13 +17,6 @@ CUTS = 3
 SEED = 11
 # As if nobody asked the disk for anything.
 _CARELESS = "import os; os.fsync = lambda place: None; from flatminima.cli import main; main()"
-
-
-@pytest.fixture(scope="module")
-def peaceful(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reference, Path]:
-    """What comes of the study where nothing disturbs it, and the folder that it is in."""
-    folder = tmp_path_factory.mktemp("power")
-    return undisturbed(folder), folder
 
 
 @pytest.fixture

@@ -45,9 +45,9 @@ class Packed:
         return found
 
 
-def copies() -> int:
-    """How often a weight is in memory once it is packed."""
-    return 2 if _mkl_is_slow() else 1
+def copies(device: torch.device) -> int:
+    """How often a weight is in memory once it is packed, where it is."""
+    return 2 if device.type == "cpu" and _mkl_is_slow() else 1
 
 
 def quick_linear(packed: Packed | None = None) -> contextlib.AbstractContextManager[Any]:

@@ -238,6 +238,19 @@ def killed_study(
     return result
 
 
+def killed_so_often(
+    reference: Reference, folder: Path, *, kills: int, number: int, **options: Any
+) -> list[str]:
+    """What is wrong with as many studies as so many kills take; see `killed_study`."""
+    faults: list[str] = []
+    while kills > 0:  # a run may be over before its moment comes
+        study = killed_study(reference, folder, number=number, kills=kills, **options)
+        faults += study["faults"]
+        kills -= len(study["kills"])
+        number += 10
+    return faults
+
+
 def _answers(words: Sequence[str], answer: str) -> list[str]:
     """What is wrong with what a command says of a store that is whole."""
     told = subprocess.run(words, capture_output=True, text=True, check=False, timeout=LONGEST)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from crash.kills import killed_study
+from crash.kills import killed_so_often
 from crash.stores import Reference
 
 KILLS = 5
@@ -15,16 +15,7 @@ def test_studies_that_are_killed_at_random_moments_end_with_the_same_bytes(
     peaceful: tuple[Reference, Path], executor: str, number: int
 ) -> None:
     reference, folder = peaceful
-    done = 0
-    while done < KILLS:  # a run may be over before its moment comes
-        result = killed_study(
-            reference,
-            folder,
-            number=number,
-            seed=SEED,
-            executor=executor,
-            kills=KILLS - done,
-        )
-        assert result["faults"] == []
-        done += len(result["kills"])
-        number += 10
+    faults = killed_so_often(
+        reference, folder, kills=KILLS, number=number, seed=SEED, executor=executor
+    )
+    assert faults == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from crash.driver import command, started
-from crash.kills import killed_study
+from crash.kills import killed_so_often
 from crash.power import Disk
 from crash.stores import Reference, look, said_finished
 from crash.study import HEAD, NAME
@@ -37,20 +37,10 @@ def test_studies_whose_disk_loses_its_power_end_with_the_same_bytes(
     peaceful: tuple[Reference, Path], disk: Disk, executor: str, number: int
 ) -> None:
     reference, folder = peaceful
-    done = 0
-    while done < CUTS:  # a run may be over before its moment comes
-        result = killed_study(
-            reference,
-            folder,
-            number=number,
-            seed=SEED,
-            executor=executor,
-            kills=CUTS - done,
-            disk=disk,
-        )
-        assert result["faults"] == []
-        done += len(result["kills"])
-        number += 10
+    faults = killed_so_often(
+        reference, folder, kills=CUTS, number=number, seed=SEED, executor=executor, disk=disk
+    )
+    assert faults == []
 
 
 @pytest.mark.slow

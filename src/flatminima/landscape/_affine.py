@@ -317,10 +317,11 @@ def _chunks(
     """
     sizes = {name: value.nbytes for name, value in subspace.origin.parameters.items()}
     leading = sum(sizes[name] for name in own)
-    per_point = copies() * (sum(sizes.values()) - leading) + 1
+    device = next(iter(subspace.origin.parameters.values())).device
+    per_point = copies(device) * (sum(sizes.values()) - leading) + 1
     # In float64 when it is drawn, and as a layer; products of a batch are about as large again.
     per_direction = 4 * leading + 1
-    limit = room(next(iter(subspace.origin.parameters.values())).device, MEMORY)
+    limit = room(device, MEMORY)
     points: list[int] = []
     active: set[int] = set()
     for point, coordinate in enumerate(coordinates):

@@ -170,7 +170,7 @@ class Meter:
         assert isinstance(first, Tensor)
         if not _waits(first):
             known = [each.tolist() if isinstance(each, Tensor) else each for each in columns]
-            if len(points) == 1 and first.ndim == 0:
+            if len(points) == 1 and first.ndim == 0:  # one batch at one point: the usual case
                 self._sums[points[0]] += known
             else:
                 for index, values in enumerate(known):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class Places:
     """The places of a network's tensors. While entered others may be put there.
 
-    `torch.func.functional_call` looks for the places at every call, which takes a small network as
-    long as a batch of its products. It is what defines the answer all the same; see `_reference`.
+    `torch.func.functional_call` looks for the places at every call, which small networks feel. It
+    is what defines the answer all the same; see `_reference`.
 
     Args:
         network: As it is now: modules that are exchanged later are not noticed.

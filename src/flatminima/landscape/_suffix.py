@@ -240,6 +240,6 @@ def _chunks(subspace: Subspace, points: int) -> Iterator[list[int]]:
     """Runs of points whose moved parameters fit into MEMORY."""
     size = sum(subspace.origin.parameters[name].nbytes for name in subspace.moved)
     device = next(iter(subspace.origin.parameters.values())).device
-    step = max(1, room(device, MEMORY) // max(copies() * size, 1))
+    step = max(1, room(device, MEMORY) // max(copies(device) * size, 1))
     for first in range(0, points, step):
         yield np.arange(first, min(first + step, points)).tolist()

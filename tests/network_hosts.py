@@ -119,9 +119,14 @@ class Host:
             if pid != "1" and not state.startswith("Z") and not words.startswith("ps -A")
         }
 
-    def listening(self) -> set[str]:
-        """Where anything here can be reached, as address and port."""
-        return {line.split()[4] for line in self.call("ss", "-H", "-ltun").splitlines()}
+    def listening(self) -> set[tuple[str, str]]:
+        """Where anything here can be reached: "tcp" or "udp", and address and port.
+
+        A datagram socket is among them also where its owner only asks: it is bound to every address
+        from its first word until it hears back, or is closed.
+        """
+        lines = self.call("ss", "-H", "-ltun").splitlines()
+        return {(kind, place) for kind, _, _, _, place, *_ in map(str.split, lines)}
 
     def end(self) -> None:
         """Be gone, with every process, interface and mount."""

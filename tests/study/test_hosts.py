@@ -304,15 +304,19 @@ def test_nobody_in_the_network_can_reach_a_cluster_of_ones_own(
     tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
     out = tmp_path / "runs"
-    reached: set[str] = set()
+    seen: dict[tuple[str, str], list[float]] = {}
     with contextlib.ExitStack() as stack:
         host = Network(stack).add("alone")
         run = Run(stack, host, out, "--workers", "1")
         while not run.ended:
-            reached |= host.listening()
+            for place in host.listening():
+                seen.setdefault(place, []).append(time.monotonic())
         run.ends(0)
         assert not host.processes()
     assert payloads(out) == undisturbed
+    # Ray looks for the address of its machine by asking a server outside; who waits for datagrams
+    # does so for longer than that takes.
+    reached = {place for place, when in seen.items() if place[0] == "tcp" or when[-1] - when[0] > 1}
     assert len(reached) >= 4  # the head, the node, the worker, the driver
     loopback = {"127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"}
-    assert {place.rpartition(":")[0] for place in reached} <= loopback
+    assert {place.rpartition(":")[0] for _, place in reached} <= loopback

@@ -16,6 +16,8 @@ Batch: TypeAlias = tuple[Any, Any]
 
 # Examples on which a path is compared with the reference, at most.
 _PROBE = 64
+# Examples that tell how a network is made.
+_FEW = 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,15 @@ class Batches(Sequence[Batch]):
     def probe(self) -> int:
         """On how many examples paths are compared."""
         return min(self.size, _PROBE, len(self.dataset))
+
+    @property
+    def few(self) -> Batch:
+        """Some examples, for whoever wants to know how a network is made."""
+        return self.first(_FEW)
+
+    def whole_bytes(self, of_few: Tensor) -> float:
+        """What the like of it takes for all examples, where it was found for a few."""
+        return of_few.nbytes / min(_FEW, len(self.dataset)) * len(self.dataset)
 
     def first(self, count: int) -> Batch:
         """The first examples."""

@@ -154,12 +154,12 @@ class Landscape:
             members=torch.stack(list(groups.values()), 1) if groups else None,
         )
         with quiet(self.device):
-            last = _layers.takes_channels_last(self._network, batches.first(2)[0])
+            last = _layers.takes_channels_last(self._network, batches.few[0])
             batches = replace(batches, channels_last=last)
             size = batch_size or _usual_batch(self._network, batches.first(1)[0], self.device)
-            writes = _layers.writes_to_buffers(self._network, batches.first(2)[0])
+            writes = _layers.writes_to_buffers(self._network, batches.few[0])
             if loss == "cross_entropy":
-                outputs = _layers.trace(self._network, batches.first(2)[0]).outputs
+                outputs = _layers.trace(self._network, batches.few[0]).outputs
                 check_classes(outputs, self.dataset.targets, len(self.dataset))
         self.batch_size = min(size, len(self.dataset))
         wanted = min(recompute_samples, len(self.dataset))
@@ -320,7 +320,7 @@ class Landscape:
                 weights, or the network has several outputs.
         """
         with quiet(self.device):
-            return _layers.top_layer(self._network, self._batches.first(2)[0])
+            return _layers.top_layer(self._network, self._batches.few[0])
 
     @property
     def stores_statistics(self) -> bool:

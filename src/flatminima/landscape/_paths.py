@@ -166,7 +166,7 @@ def choose_path(given: Problem) -> Path:
         return reference
     probe = given.batches.first(given.batches.probe)
     for find in (_top, _suffix, _affine):
-        for path in find(given, probe):
+        for path in find(given, given.batches.few):
             if isinstance(path, str):
                 reference.name += path
                 continue
@@ -179,48 +179,47 @@ def choose_path(given: Problem) -> Path:
     return reference
 
 
-def _top(given: Problem, probe: Batch) -> Iterator[Path | str]:
+def _top(given: Problem, few: Batch) -> Iterator[Path | str]:
     """The path of stored top-layer inputs if that layer alone moves."""
     network = given.network
     try:
-        name = _layers.top_layer(network, probe[0])
+        name = _layers.top_layer(network, few[0])
     except ValueError:
         return
     if not set(given.subspace.moved) <= set(_layers.own_parameters(network, name)):
         return
-    if not _layers.ends_with(network, name, probe[0]):
+    if not _layers.ends_with(network, name, few[0]):
         return
-    one = _layers.inputs_of(network, name, probe[0])
-    if one.nbytes / given.batches.probe * len(given.batches.dataset) > room(
-        given.exact.device, _FEATURES
-    ):
+    kept = given.batches.whole_bytes(_layers.inputs_of(network, name, few[0]))
+    if kept > room(given.exact.device, _FEATURES):
         yield " (the inputs of the top layer are too large to keep)"
     else:
         yield Top(given, name)
 
 
-def _suffix(given: Problem, _probe: Batch) -> Iterator[Path | str]:
+def _suffix(given: Problem, few: Batch) -> Iterator[Path | str]:
     """Places where the network may be cut, the last one first."""
-    for cut in cuts(given.network, given.subspace.moved, given.batches.first(2)[0]):
+    for cut in cuts(given.network, given.subspace.moved, few[0]):
         yield Suffix(given, cut)
 
 
-def _affine(given: Problem, probe: Batch) -> Iterator[Path | str]:
+def _affine(given: Problem, few: Batch) -> Iterator[Path | str]:
     """The path of the shared first layer if the network starts with one that is worth it."""
-    name = _layers.leading_layer(given.network, probe[0])
-    if name is not None and not _cheap(given, name, probe):
+    name = _layers.leading_layer(given.network, few[0])
+    if name is not None and not _cheap(given, name, few):
         yield Affine(given, name)
 
 
-def _cheap(given: Problem, name: str, probe: Batch) -> bool:
+def _cheap(given: Problem, name: str, few: Batch) -> bool:
     """Whether a layer's products cost less than adding those of the directions would.
 
     So for the first convolution of an image network: 27 products for every number, against three
     numbers that are fetched from memory.
     """
     weight = next(given.network.get_submodule(name).parameters(recurse=False))
-    output = _layers.trace(given.network, probe[0]).last[name]
-    batch = output.nbytes / given.batches.probe * given.batches.size
+    batches = given.batches
+    whole = batches.whole_bytes(_layers.trace(given.network, few[0]).last[name])
+    batch = whole / len(batches.dataset) * batches.size
     return weight[0].numel() < _FEW_PRODUCTS and batch > _CACHE
 
 

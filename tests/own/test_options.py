@@ -35,16 +35,19 @@ VALUES = {
     "--resolution": "3", "--extent": "-1,1", "--coordinates": "isometric", "--clip": "1000",
     "--seed": "0", "--scaling": "filter", "--parameters": "all", "--directions": "1",
     "--threshold": "0.05", "--tolerance": "0.001", "--max-radius": "9", "--subset": "task:some",
-    "--metric": "task:largest", "--per-class": "",
+    "--metric": "task:largest", "--per-class": "", "--executor": "serial", "--workers": "2",
+    "--address": "auto",
 }  # fmt: skip
+# With the executor that there is unless another is named.
+SEVERAL = ["--workers", "--address"]
 # Options that do nothing, by command and number of checkpoints; of all others each does something.
 NOTHING = {
-    ("surface", 1): ["--coordinates"],
-    ("surface", 3): ["--seed", "--scaling", "--parameters"],
+    ("surface", 1): ["--coordinates", *SEVERAL],
+    ("surface", 3): ["--seed", "--scaling", "--parameters", *SEVERAL],
     ("line", 2): [],
-    ("radius", 1): ["--precision"],
-    ("radius", 2): ["--precision"],
-    ("radius", 4): ["--precision"],
+    ("radius", 1): ["--precision", *SEVERAL],
+    ("radius", 2): ["--precision", *SEVERAL],
+    ("radius", 4): ["--precision", *SEVERAL],
     ("check", 1): [],
     ("check", 2): [],
     ("check", 3): [],

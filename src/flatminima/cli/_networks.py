@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from flatminima.cli import _own
+from flatminima.study.executors import open_executor
 
 if TYPE_CHECKING:
-    from flatminima.own import Measurement, OwnNetworks
+    from flatminima.own import Anew, Measurement, OwnNetworks
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,14 @@ class Asked:
         own: The networks, with data and loss.
         name: What to call them in the store.
         title: And on the page.
-        limit: So many samples, if not all.
+        words: What the shared options say of the networks, as `open_networks` takes it.
         given: The options that were given, at whatever value.
     """
 
     own: Any  # `OwnNetworks`, whose room is imported when a command runs
     name: str
     title: str
-    limit: int | None
+    words: Mapping[str, Any]
     given: frozenset[str]
 
     def beside(
@@ -44,8 +45,19 @@ class Asked:
             subsets=subset or (),
             metrics=metric or (),
             per_class=per_class,
-            limit=self.limit,
+            limit=self.words["limit"],
         )
+
+    def anew(
+        self, kind: str, options: Mapping[str, Any], beside: Mapping[str, Any] | None = None
+    ) -> "Anew":
+        """What other processes make of the same words."""
+        import torch
+
+        from flatminima.own import Anew
+
+        threads = torch.get_num_threads()
+        return Anew.of(kind, self.words, beside or {}, options, threads=threads)
 
 
 def _shared(
@@ -87,32 +99,36 @@ def _shared(
     precision: Annotated[str, typer.Option(help="exact or fast.")] = "exact",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per forward pass.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="By default all cores.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="By default all cores; one in each of several processes."),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="What to call it in the store and on the page.")
     ] = None,
-) -> tuple[Any, str, str]:
-    """The networks, their name in the store, and a title."""
+) -> tuple[Any, str, str, dict[str, Any]]:
+    """The networks, their name in the store, a title, and the words they were named by."""
     import torch
 
     from flatminima.own import open_networks
 
     if threads is not None:
         torch.set_num_threads(threads)
-    own = open_networks(
-        model,
-        weights,
-        data,
-        loss=loss,
-        weight=weight,
-        prefix=prefix,
-        limit=limit,
-        batchnorm=batchnorm,
-        precision=precision,
-        batch_size=batch_size,
-        device=device,
-    )
-    return own, name or "networks", name or ", ".join(own.names)
+    words: dict[str, Any] = {
+        "model": model,
+        "weights": weights,
+        "data": data,
+        "loss": loss,
+        "weight": weight,
+        "prefix": prefix,
+        "limit": limit,
+        "batchnorm": batchnorm,
+        "precision": precision,
+        "batch_size": batch_size,
+        "device": device,
+    }
+    own = open_networks(**words)
+    return own, name or "networks", name or ", ".join(own.names), words
 
 
 def on_networks(command: Callable[..., None]) -> Callable[..., None]:
@@ -137,10 +153,11 @@ def on_networks(command: Callable[..., None]) -> Callable[..., None]:
     def called(*, context: Any, **options: Any) -> None:
         given = _given(context)
         _refuse_by_count(kind, given, options)
-        limit = options["limit"]
-        networks, name, title = _shared(**{key: options.pop(key) for key in shared})
+        if options.get("executor", "serial") != "serial":
+            options["threads"] = options["threads"] or 1  # of a step; the others' are beside it
+        networks, name, title, words = _shared(**{key: options.pop(key) for key in shared})
         _refuse_by_network(kind, given, networks)
-        command(Asked(networks, name, title, limit, given), **options)
+        command(Asked(networks, name, title, words, given), **options)
 
     keywords = [each.replace(kind=each.KEYWORD_ONLY) for each in shared.values()]
     parameters = [
@@ -205,11 +222,25 @@ def _refuse_by_count(kind: str, given: Collection[str], options: dict[str, Any])
             "with --out, for what is stored there, got nothing to be stored",
             ", or give --out",
         )
+    if "executor" in options:
+        _refuse_by_executor(given, options)
     if "prefix" in given and not options["prefix"]:
         raise ValueError(
             "expected --prefix as what stands before the names in the checkpoints, got nothing;"
             " leave it out"
         )
+
+
+def _refuse_by_executor(given: Collection[str], options: dict[str, Any]) -> None:
+    """What is said of several processes where there is one, and what no executor takes."""
+    if options["executor"] == "serial":
+        _refuse(
+            given,
+            ("workers", "address"),
+            "with several processes, got them with --executor serial",
+            ", or name --executor processes or ray",
+        )
+    open_executor(options["executor"], options["workers"], address=options["address"])
 
 
 def _refuse_by_network(kind: str, given: Collection[str], own: "OwnNetworks") -> None:
@@ -269,6 +300,19 @@ Metric = Annotated[
         help="Also measure this: a function of outputs and targets, a value per sample.",
     ),
 ]
+Executor = Annotated[
+    str, typer.Option(help="serial (in this process), processes, or ray (a Ray cluster).")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes; by default one per core, at most 8.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="For ray: the head of a cluster that is there, or auto; else one of its own.",
+    ),
+]
 PerClass = Annotated[bool, typer.Option("--per-class", help="Tell the classes' losses apart.")]
 
 
@@ -288,23 +332,29 @@ def surface(
     subset: Subset = None,
     metric: Metric = None,
     per_class: PerClass = False,
+    executor: Executor = "serial",
+    workers: Workers = None,
+    address: Address = None,
 ) -> None:
     """Draw the loss on the plane through three of your networks, or around one."""
     from flatminima.own import plan_surface
 
     own = asked.beside(subset, metric, per_class)
-    made = plan_surface(
-        own,
-        resolution=resolution,
-        extent=_own.parse_extent(extent),
-        coordinates=coordinates,
-        clip=clip,
-        seed=seed,
-        scaling=scaling,
-        parameters=parameters,
-    )
+    options: dict[str, Any] = {
+        "resolution": resolution,
+        "extent": _own.parse_extent(extent),
+        "coordinates": coordinates,
+        "clip": clip,
+        "seed": seed,
+        "scaling": scaling,
+        "parameters": parameters,
+    }
+    made = plan_surface(own, **options)
     _refuse_where_exact(asked.given, own, made)
-    _own.measure(own, made, out=out, name=asked.name, title=asked.title)
+    beside = {"subsets": subset or (), "metrics": metric or (), "per_class": per_class}
+    work = asked.anew("surface", options, {**beside, "limit": asked.words["limit"]})
+    where = _own.Where(executor, workers, address, work)
+    _own.measure(own, made, out=out, name=asked.name, title=asked.title, where=where)
 
 
 def line(
@@ -335,20 +385,24 @@ def radius(
     parameters: Parameters = "all",
     tolerance: Annotated[float, typer.Option(help="Relative, of a radius.")] = 1e-3,
     max_radius: Annotated[float | None, typer.Option(help="Where a walk is given up.")] = None,
+    executor: Executor = "serial",
+    workers: Workers = None,
+    address: Address = None,
 ) -> None:
     """Measure how far your networks can be moved until the loss has risen."""
     from flatminima.own import plan_radii
 
-    made = plan_radii(
-        asked.own,
-        directions=directions,
-        threshold=threshold,
-        seed=seed,
-        parameters=parameters,
-        tolerance=tolerance,
-        max_radius=max_radius,
-    )
-    _own.measure(asked.own, made, out=out, name=asked.name, title=asked.title)
+    options: dict[str, Any] = {
+        "directions": directions,
+        "threshold": threshold,
+        "seed": seed,
+        "parameters": parameters,
+        "tolerance": tolerance,
+        "max_radius": max_radius,
+    }
+    made = plan_radii(asked.own, **options)
+    where = _own.Where(executor, workers, address, asked.anew("radius", options))
+    _own.measure(asked.own, made, out=out, name=asked.name, title=asked.title, where=where)
 
 
 def check(

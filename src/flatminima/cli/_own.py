@@ -4,27 +4,63 @@ import math
 import re
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flatminima.cli._progress import say_lost
 from flatminima.cli._text import duration
 from flatminima.store import Store
+from flatminima.study.execute import Event, Listener
+from flatminima.study.executors import Executor, Takes, open_executor
 from flatminima.study.job import Job
+from flatminima.study.run import usual_workers
+from flatminima.study.worker import Work
 
 if TYPE_CHECKING:
+    from flatminima.minimum import Minimum
     from flatminima.own import Measurement, OwnNetworks
 
 KIND = "networks"
 """What the manifest of such measurements says of itself, beside those of studies."""
+# Of each network: as it was read, in float64 for a plane, and the parameters of some points.
+_COPIES = 8
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a folder, as studies' names are
 
 
-def measure(own: "OwnNetworks", made: "Measurement", *, out: Path, name: str, title: str) -> None:
+@dataclass(frozen=True)
+class Where:
+    """Where steps are computed.
+
+    Attributes:
+        executor: "serial", "processes" or "ray".
+        workers: Processes; by default as many as this machine has room for.
+        address: Of a Ray cluster that is there.
+        work: Does a step in another process.
+    """
+
+    executor: str = "serial"
+    workers: int | None = None
+    address: str | None = None
+    work: Work | None = None
+
+
+def measure(
+    own: "OwnNetworks",
+    made: "Measurement",
+    *,
+    out: Path,
+    name: str,
+    title: str,
+    where: Where | None = None,
+) -> None:
     """Measure what is missing, write the report, and say where it is."""
     store = Store(out, create=True)
+    where = where or Where()
     with store.lock():
         _manifest(store, name, title)  # refuses a name before anything is computed
-        result = _run(made, store)
+        result = _run(own, made, store, where)
         remember(store, name, title, made=made)
         page = write_page(store, name)
     for line in _say(made.kind, result):
@@ -32,7 +68,7 @@ def measure(own: "OwnNetworks", made: "Measurement", *, out: Path, name: str, ti
     print(f"report: {page}")
 
 
-def _run(made: "Measurement", store: Store) -> Any:
+def _run(own: "OwnNetworks", made: "Measurement", store: Store, where: Where) -> Any:
     """The result, with a bar or lines while it is computed."""
     from rich.console import Console
     from rich.progress import (
@@ -49,21 +85,57 @@ def _run(made: "Measurement", store: Store) -> Any:
     if not todo:
         print(f"{made.kind}: nothing to do, it is in {store.root}")
         return run_measurement(made, store)
+
+    def run(listener: Listener) -> Any:
+        with _opened(where, own, todo, listener) as executor:
+            work = None if where.executor == "serial" else where.work
+            return run_measurement(made, store, executor=executor, work=work, listener=listener)
+
     console = Console()
     total = sum(job.units for job in todo)
     if not (console.is_terminal and not console.is_dumb_terminal):
-        return run_measurement(made, store, listener=_Lines(len(todo), total))
+        return run(_Lines(len(todo), total))
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
         console=console,
     ) as progress:  # fmt: skip
         task = progress.add_task(made.kind, total=total)
 
-        def advance(event: str, job: Job, _seconds: float) -> None:
+        def advance(event: Event, job: Job, seconds: float) -> None:
             if event == "finished":
                 progress.advance(task, job.units)
+            elif event == "lost":
+                say_lost(job, seconds)
 
-        return run_measurement(made, store, listener=advance)
+        return run(advance)
+
+
+def _opened(
+    where: Where, own: "OwnNetworks", todo: Sequence[Job], listener: Listener
+) -> AbstractContextManager[Executor]:
+    """Who computes, with room for the networks and their data."""
+    import torch
+
+    device = own.landscape.device.type
+    workers = where.workers
+    if workers is None and where.address is None:
+        workers = usual_workers(device, where.executor)
+    takes = Takes(
+        cpus=float(torch.get_num_threads()),
+        gpus=float(device == "cuda"),
+        memory=(2 << 30) + _COPIES * sum(map(_size, own.states)),
+    )
+    return open_executor(
+        where.executor,
+        None if workers is None else min(workers, len(todo)),
+        address=where.address,
+        takes={job.kind: takes for job in todo},
+        tell=listener,
+    )
+
+
+def _size(state: "Minimum") -> int:
+    return sum(value.nbytes for value in state.state_dict().values())
 
 
 class _Lines:
@@ -74,7 +146,9 @@ class _Lines:
         self._finished = self._done = 0
         self._began = time.monotonic()
 
-    def __call__(self, event: str, job: Job, seconds: float) -> None:
+    def __call__(self, event: Event, job: Job, seconds: float) -> None:
+        if event == "lost":
+            say_lost(job, seconds)
         if event != "finished":
             return
         self._finished += 1

@@ -116,7 +116,7 @@ class Bars:
         if event == "failed":
             self._progress.console.print(f"failed: {job.label}", highlight=False)
         if event == "lost":
-            _say_lost(job, seconds)
+            say_lost(job, seconds)
         if job.kind != _COUNTED[part]:
             return
         if event == "started":
@@ -158,7 +158,7 @@ class Lines:
                 return
             self._running.pop(job.digest, None)
             if event == "lost":
-                _say_lost(job, seconds)
+                say_lost(job, seconds)
                 return
             if event == "failed":
                 self._say(f"failed: {job.label}")
@@ -190,7 +190,7 @@ class Lines:
                     self._say(f"at work on {', '.join(names[:3]) or 'it'}{more}{self._left()}")
 
 
-def _say_lost(job: Job, seconds: float) -> None:
+def say_lost(job: Job, seconds: float) -> None:
     """A note on a job whose worker process was killed; above the bars where there are some."""
     print(
         f"flatminima: {job.label}: its worker process was lost after {seconds:.1f} s (out of"

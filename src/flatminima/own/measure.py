@@ -6,10 +6,9 @@ Running it again does what is missing; changing anything measures anew.
 """
 
 import math
-import time
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,9 +26,12 @@ from flatminima.landscape import (
 )
 from flatminima.landscape.surface import grid_coordinates
 from flatminima.own.networks import OwnNetworks
-from flatminima.store import Store, dataset_to_files, files_to_dataset
+from flatminima.store import Artifact, Store, dataset_to_files, files_to_dataset
+from flatminima.study.execute import Listener, execute
+from flatminima.study.executors import Executor
+from flatminima.study.executors.local import Serial
 from flatminima.study.job import Job
-from flatminima.study.provenance import provenance
+from flatminima.study.worker import Work
 from flatminima.subspace import Subspace
 
 # Points of a surface, and directions of a radius, that are computed and stored together.
@@ -37,7 +39,7 @@ _TILE, _BLOCK = 50, 5
 # Raised when the same settings begin to mean other bytes.
 _VERSION = 1
 
-Work: TypeAlias = Callable[[Sequence[xr.Dataset]], xr.Dataset]
+Step: TypeAlias = Callable[[Sequence[xr.Dataset]], xr.Dataset]
 """What a step computes from the datasets of the steps it depends on."""
 
 
@@ -49,13 +51,13 @@ class Measurement:
         kind: "surface", "line" or "radius".
         settings: Of the result, as plain values.
         plane: Of a surface.
-        steps: Jobs with their work, each after those it depends on.
+        steps: Jobs with what they compute, each after those it depends on.
     """
 
     kind: str
     settings: dict[str, Any]
     plane: Subspace | None = None
-    steps: list[tuple[Job, Work]] = field(default_factory=list)
+    steps: list[tuple[Job, Step]] = field(default_factory=list)
 
     @property
     def result(self) -> Job:
@@ -63,7 +65,7 @@ class Measurement:
         return self.steps[-1][0]
 
     def add(
-        self, kind: str, settings: Mapping[str, Any], work: Work, *, after: Sequence[Job] = (),
+        self, kind: str, settings: Mapping[str, Any], step: Step, *, after: Sequence[Job] = (),
         label: str, units: int = 1,
     ) -> Job:  # fmt: skip
         """Add a step; its digest is over the settings of the whole and its own."""
@@ -71,11 +73,40 @@ class Measurement:
             kind,
             {"own": _VERSION, **self.settings, **settings},
             dependencies=tuple(job.digest for job in after),
+            inputs=tuple((job.kind, (_file(job.kind),)) for job in after),
             label=label,
             units=units,
         )
-        self.steps.append((job, work))
+        self.steps.append((job, step))
         return job
+
+    def do(self, job: Job, inputs: Mapping[str, Artifact]) -> dict[str, bytes]:
+        """Do one of the steps.
+
+        Args:
+            job: Which.
+            inputs: The files of those it depends on, by their digest.
+
+        Raises:
+            ValueError: If the step is none of this measurement.
+        """
+        known = {each.digest: step for each, step in self.steps}
+        if job.digest not in known:
+            raise ValueError(
+                f"expected the code, weights and data on {platform.node()} to be those that were"
+                " asked for, got others; give every machine the same files"
+            )
+        kinds = [kind for kind, _ in job.inputs]
+        given = [
+            files_to_dataset(_file(kind), inputs[digest])
+            for digest, kind in zip(job.dependencies, kinds, strict=True)
+        ]
+        return dataset_to_files(_file(job.kind), known[job.digest](given))
+
+
+def _file(kind: str) -> str:
+    """The file of a step's dataset in its artifact."""
+    return f"{kind}.zarr"
 
 
 def plan_surface(
@@ -132,7 +163,7 @@ def plan_surface(
     about["extent"] = list(extent) if extent is not None else None
     made = Measurement("surface", _whole(own, about), plane)
 
-    def tile(rows: slice) -> Work:
+    def tile(rows: slice) -> Step:
         def work(_: Sequence[xr.Dataset]) -> xr.Dataset:
             losses = own.landscape.losses(plane, points[rows], clip=clip)
             return losses_as_tile(losses)
@@ -227,7 +258,7 @@ def plan_radii(
     }
     made = Measurement("radius", _whole(own, about))
 
-    def block(network: int, first: int, count: int) -> Work:
+    def block(network: int, first: int, count: int) -> Step:
         def work(_: Sequence[xr.Dataset]) -> xr.Dataset:
             return flatness_radius(
                 own.landscape,
@@ -290,44 +321,31 @@ def run_measurement(
     made: Measurement,
     store: Store,
     *,
-    listener: Callable[[str, Job, float], None] | None = None,
+    executor: Executor | None = None,
+    work: Work | None = None,
+    listener: Listener | None = None,
 ) -> xr.Dataset:
     """Do the steps that the store lacks, and give the result.
 
     Args:
         made: What to measure.
         store: Where steps are kept; the caller holds its lock.
-        listener: Called with "started" or "finished", the step, and its seconds.
+        executor: Where they are computed: by default in this process.
+        work: Does a step, where that is another process; see `Anew`.
+        listener: Told of every step's start and end.
 
     Raises:
+        StudyFailed: Some steps failed; those that do not need them are done and kept.
         OSError: Nothing more can be written.
     """
-    about = provenance(made.settings["networks"]["run"]["device"])
-    todo = _left(made, store)
-    for job, work in made.steps:
-        if job.digest not in todo:
-            continue
-        if listener is not None:
-            listener("started", job, 0.0)
-        started, began = datetime.now(UTC), time.perf_counter()
-        inputs = [_read(store, made, digest) for digest in job.dependencies]
-        files = dataset_to_files(f"{job.kind}.zarr", work(inputs))
-        seconds = time.perf_counter() - began
-        store.write(
-            job.kind,
-            job.digest,
-            files,
-            settings=job.settings,
-            dependencies=job.dependencies,
-            provenance={
-                **about,
-                "started": started.isoformat(timespec="seconds"),
-                "threads": torch.get_num_threads(),
-                "seconds": seconds,
-            },
-        )
-        if listener is not None:
-            listener("finished", job, seconds)
+    execute(
+        left_to_do(made, store),
+        store,
+        executor or Serial(),
+        work=work or made.do,
+        seconds=lambda job: float(job.units),
+        listener=listener,
+    )
     return _read(store, made, made.result.digest)
 
 
@@ -346,4 +364,4 @@ def _left(made: Measurement, store: Store) -> set[str]:
 def _read(store: Store, made: Measurement, digest: str) -> xr.Dataset:
     """A finished step's dataset, its bytes checked."""
     kind = next(job.kind for job, _ in made.steps if job.digest == digest)
-    return files_to_dataset(f"{kind}.zarr", store.read(kind, digest))
+    return files_to_dataset(_file(kind), store.read(kind, digest))

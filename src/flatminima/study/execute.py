@@ -62,6 +62,7 @@ def execute(
     *,
     listener: Listener | None = None,
     work: Work = run_work,
+    seconds: Callable[[Job], float] = job_seconds,
 ) -> None:
     """Do all `jobs`, each after those it depends on, and write what they yield to the store.
 
@@ -75,6 +76,7 @@ def execute(
         executor: Where `work` is computed.
         listener: Told of every job's start and end; the executor tells of lost workers itself.
         work: Does one job.
+        seconds: About how long a job takes, in any unit.
 
     Raises:
         StudyFailed: Some jobs failed; all others are done.
@@ -82,7 +84,7 @@ def execute(
         RuntimeError: Worker processes do not start, or the cluster is gone.
     """
     tell = listener or (lambda event, job, seconds: None)
-    queue = _Queue(jobs, in_plan_order=executor.capacity == 1)
+    queue = _Queue(jobs, seconds, in_plan_order=executor.capacity == 1)
     running: dict[Future[list[Outcome]], list[Job]] = {}
     errors: dict[str, BaseException] = {}
     log = ""
@@ -155,13 +157,16 @@ def execute(
 class _Queue:
     """Which jobs can begin, the most urgent first, and how many of them make a task."""
 
-    def __init__(self, jobs: Sequence[Job], *, in_plan_order: bool) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], seconds: Callable[[Job], float], *, in_plan_order: bool
+    ) -> None:
+        self._expected = seconds
         self._pending = {job.digest: job for job in jobs}
         self._order = TopologicalSorter(
             {job.digest: [d for d in job.dependencies if d in self._pending] for job in jobs}
         )
         self._order.prepare()
-        order = list(self._pending) if in_plan_order else _most_urgent_first(jobs)
+        order = list(self._pending) if in_plan_order else _most_urgent_first(jobs, seconds)
         self._rank = {digest: number for number, digest in enumerate(order)}
         self._ready: list[tuple[int, str]] = []
         # By kind: seconds that finished jobs took, and were expected to take.
@@ -173,7 +178,7 @@ class _Queue:
         self._order.done(job.digest)
         self.unfinished -= 1
         took, expected = self._took.get(job.kind, (0.0, 0.0))
-        self._took[job.kind] = (took + seconds, expected + job_seconds(job))
+        self._took[job.kind] = (took + seconds, expected + self._expected(job))
 
     def take(self, grain: float, capacity: int) -> list[Job]:
         """The next task: the most urgent job, and more that read the same until `grain` seconds.
@@ -216,7 +221,7 @@ class _Queue:
     def _seconds(self, job: Job) -> float:
         """About how long a job takes, judged by those of its kind that are done."""
         took, expected = self._took.get(job.kind, (1.0, 1.0))
-        return job_seconds(job) * took / expected
+        return self._expected(job) * took / expected
 
 
 def _finished(job: Job, outcome: Outcome) -> Finished:
@@ -246,9 +251,9 @@ def _next_done(
             return done
 
 
-def _most_urgent_first(jobs: Sequence[Job]) -> list[str]:
+def _most_urgent_first(jobs: Sequence[Job], seconds: Callable[[Job], float]) -> list[str]:
     """Digests by the seconds on the longest chain that begins with each job, then as planned."""
-    urgency = {job.digest: job_seconds(job) for job in jobs}
+    urgency = {job.digest: seconds(job) for job in jobs}
     after = dict.fromkeys(urgency, 0.0)
     for job in reversed(jobs):
         urgency[job.digest] += after[job.digest]

@@ -60,6 +60,15 @@ class Job:
         return sha256(canonical(value))
 
     @property
+    def run(self) -> Mapping[str, Any]:
+        """How its numbers are computed, as far as the settings say: on which device and so on."""
+        own = self.settings.get("own") is not None
+        if own:  # of own networks the device is part of what they are
+            return {**self.settings["networks"]["run"], "threads": self.settings["threads"]}
+        found: Mapping[str, Any] = self.settings.get("run", {})
+        return found
+
+    @property
     def name(self) -> str:
         """Kind and short digest."""
         return f"{self.kind}-{self.digest[:20]}"

@@ -105,11 +105,15 @@ def default_workers(study: Study, executor: str = "processes") -> int:
 
     A cluster of its own takes as many as this machine's GPUs have room for.
     """
-    device = study.run.device
+    # By the smallest share: Ray itself gives no GPU more jobs than it has room for.
+    shares = [takes.gpus for takes in job_takes(study).values() if takes.gpus]
+    return usual_workers(study.run.device, executor, share=min(shares, default=1.0))
+
+
+def usual_workers(device: str, executor: str, *, share: float = 1.0) -> int:
+    """How many processes to compute with on this machine, where a job takes a share of a GPU."""
     if device == "cuda" and executor == "ray":
-        # By the smallest share: Ray itself gives no GPU more jobs than it has room for.
-        shares = [takes.gpus for takes in job_takes(study).values() if takes.gpus]
-        return max(1, int(visible_gpus() / min(shares, default=1.0)))
+        return max(1, int(visible_gpus() / share))
     if device != "cpu":
         return 1
     return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))

@@ -62,7 +62,7 @@ def _compute(work: Work, job: Job, inputs: Mapping[str, Artifact], capture: bool
     """Do one job; only an interrupt passes through."""
     started = datetime.now(UTC).isoformat(timespec="seconds")
     log = io.StringIO()
-    run = job.settings.get("run", {})
+    run = job.run
     print(f"{job.label} ({job.name})", file=log)
     print(f"{started} on {platform.node()}, process {os.getpid()}", file=log)
     start = time.perf_counter()

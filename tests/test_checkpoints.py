@@ -481,7 +481,7 @@ def test_quantised_tensors_are_refused(tmp_path):
 
 def test_a_path_that_cannot_be_read_is_refused(tmp_path, image_net):
     refused(tmp_path / "none.pt", "No such file")
-    refused(tmp_path / "no\0ne.pt", "null byte")
+    refused(tmp_path / "no\0ne.pt", "null")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     refused(tmp_path / "loop")
     os.mkfifo(tmp_path / "pipe.pt")

@@ -227,7 +227,7 @@ def test_code_that_was_edited_after_it_ran_is_not_taken_for_the_new_one(file):
         "import_module('.layers')\nimport_module('..layers', 'pack')",
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*invalid escape:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*invalid escape")
 def test_imports_that_lead_nowhere_do_no_harm(text):
     Path("pack").mkdir()
     Path("pack/__init__.py").write_text("")

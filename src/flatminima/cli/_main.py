@@ -114,19 +114,9 @@ def _options(
 def run(
     study: StudyFile,
     out: Out = Path("runs"),
-    executor: Annotated[
-        str, typer.Option(help="processes, serial (in this process), or ray (a Ray cluster).")
-    ] = "processes",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; by default one per core, at most 8.")
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="For ray: the head of a cluster that is there, or auto; else one of its own.",
-        ),
-    ] = None,
+    executor: _networks.Executor = "processes",
+    workers: _networks.Workers = None,
+    address: _networks.Address = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads per job; part of the results' names.")
     ] = None,

@@ -14,6 +14,7 @@ from flatminima.cli import main
 from flatminima.own import open_networks, plan_line, plan_surface, run_measurement
 from flatminima.own.beside import measured_beside
 from flatminima.store import Store
+from flatminima.study.execute import StudyFailed
 
 SOURCE = """
 import numpy as np
@@ -199,8 +200,10 @@ def test_a_metric_that_fails_later_is_told_in_one_line(folder):
         "    return outputs[:, 0] if len(targets) == 2 else outputs[:1, 0]\n"
     )
     own = opened(WEIGHTS[:2], metrics=["late:score"])
-    with pytest.raises(ValueError, match=r"a tensor \[41\] of a batch of 41, got \[1\]"):
+    with pytest.raises(StudyFailed, match=r"a tensor \[41\] of a batch of 41, got \[1\]") as failed:
         run_measurement(plan_line(own, resolution=3), Store(folder / "runs", create=True))
+    assert failed.value.bad_input
+    assert "\n" not in str(failed.value)
     sys.modules.pop("late")
 
 

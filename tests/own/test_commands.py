@@ -181,6 +181,14 @@ BESIDE = [
     (f"--per-class {READER}", "expected no subsets with loss='model'"),
     (f"--metric task:wide {READER}", "expected --metric 'task:wide' to return one value"),
 ]
+WHERE = [
+    ("--executor threads", "expected an executor out of 'serial', 'processes', 'ray', got"),
+    ("--workers 0", "'--workers'"),
+    ("--workers 2", "expected --workers only with several processes"),
+    ("--address auto", "expected --address only with several processes"),
+    ("--executor processes --address auto", "expected no address with executor 'processes'"),
+    ("--executor ray --address auto --workers 2", "expected no number of workers"),
+]
 SOME = {
     "surface": [
         ("--resolution x", "'--resolution'"),
@@ -193,6 +201,7 @@ SOME = {
         ("--scaling filters", "'unit', 'layer' or 'filter', got 'filters'"),
         ("--parameters conv*", "the names are 0.weight, 0.bias"),
         *BESIDE,
+        *WHERE,
     ],
     "line": [
         ("--resolution 2", "'--resolution'"),
@@ -207,6 +216,7 @@ SOME = {
         ("--parameters 5.*", "expected parameters that match"),
         ("--tolerance inf", "expected a finite tolerance"),
         ("--max-radius 0", "expected a positive max_radius"),
+        *WHERE,
     ],
     "check": [
         ("--threshold nan", "expected a positive threshold"),

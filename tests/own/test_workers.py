@@ -120,21 +120,6 @@ def test_a_failing_step_is_told_of_and_the_others_are_kept(capsys, executor):
     assert not Store("runs").studies()
 
 
-@pytest.mark.parametrize(
-    ("options", "piece"),
-    [
-        ("--executor threads", "expected an executor out of 'serial', 'processes', 'ray'"),
-        ("--executor processes --address auto", "expected no address with executor 'processes'"),
-        ("--executor ray --address auto --workers 2", "expected no number of workers"),
-    ],
-)
-def test_executors_are_refused_before_anything_is_opened(capsys, options, piece):
-    assert flatminima("radius --model no:no --data no:no --weights none", options) == 2
-    error = capsys.readouterr().err
-    assert piece in error
-    assert error.count("\n") == 1
-
-
 # What a worker makes of the words it is sent.
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flatminima.cli import main
+from flatminima.cli import _own, main
 from flatminima.own import Anew, open_networks, plan_radii, plan_surface
 from flatminima.store import Store
 
@@ -36,6 +36,8 @@ def folder(tmp_path, monkeypatch):
     """A folder of code and three checkpoints, in which everything is looked up."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    # Pages are drawn in other tests.
+    monkeypatch.setattr(_own, "write_page", lambda store, name: store.report_folder(name))
     (tmp_path / "task.py").write_text(CODE)
     shapes = {"0.weight": (8, 6), "0.bias": (8,), "2.weight": (4, 8), "2.bias": (4,)}
     for seed, name in enumerate(WEIGHTS):

@@ -2,18 +2,17 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from flatminima.cli import _own
-from flatminima.study.executors import open_executor
+from flatminima.cli import _own, _refusals
 
 if TYPE_CHECKING:
-    from flatminima.own import Anew, Measurement, OwnNetworks
+    from flatminima.own import Anew, OwnNetworks
 
 
 @dataclass(frozen=True)
@@ -152,11 +151,11 @@ def on_networks(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def called(*, context: Any, **options: Any) -> None:
         given = _given(context)
-        _refuse_by_count(kind, given, options)
+        _refusals.refuse_by_count(kind, given, options)
         if options.get("executor", "serial") != "serial":
             options["threads"] = options["threads"] or 1  # of a step; the others' are beside it
         networks, name, title, words = _shared(**{key: options.pop(key) for key in shared})
-        _refuse_by_network(kind, given, networks)
+        _refusals.refuse_by_network(kind, given, networks)
         command(Asked(networks, name, title, words, given), **options)
 
     keywords = [each.replace(kind=each.KEYWORD_ONLY) for each in shared.values()]
@@ -175,106 +174,6 @@ def _given(context: Any) -> frozenset[str]:
     return frozenset(
         name for name, source in sources.items() if source and source.name == "COMMANDLINE"
     )
-
-
-def _refuse(given: Collection[str], options: Collection[str], where: str, cure: str) -> None:
-    """Raise `ValueError` if an option was given where it does nothing.
-
-    Args:
-        given: All options that were given.
-        options: Those that do nothing here.
-        where: What they are for, and what there is instead.
-        cure: What else to do than leave it out.
-    """
-    found = [f"--{name.replace('_', '-')}" for name in options if name in given]
-    if found:
-        raise ValueError(f"expected {' and '.join(found)} only {where}; leave it out{cure}")
-
-
-def _refuse_by_count(kind: str, given: Collection[str], options: dict[str, Any]) -> None:
-    """What the command and the number of checkpoints decide, before anything is opened."""
-    networks = len(options["weights"])
-    if kind == "surface" and networks == 3:
-        _refuse(
-            given,
-            ("seed", "scaling", "parameters"),
-            "around one network, where the plane is random, got three networks, which span it",
-            ", or name one checkpoint",
-        )
-    if kind == "surface" and networks == 1:
-        _refuse(
-            given,
-            ("coordinates",),
-            "for three networks, of which a point may be a mixture, got one",
-            ", or name three checkpoints",
-        )
-    if kind == "radius":
-        _refuse(
-            given,
-            ("precision",),
-            "for a surface or line, got it for radii, which are always exact",
-            "",
-        )
-    if kind == "check" and options["out"] is None:
-        _refuse(
-            given,
-            ("name",),
-            "with --out, for what is stored there, got nothing to be stored",
-            ", or give --out",
-        )
-    if "executor" in options:
-        _refuse_by_executor(given, options)
-    if "prefix" in given and not options["prefix"]:
-        raise ValueError(
-            "expected --prefix as what stands before the names in the checkpoints, got nothing;"
-            " leave it out"
-        )
-
-
-def _refuse_by_executor(given: Collection[str], options: dict[str, Any]) -> None:
-    """What is said of several processes where there is one, and what no executor takes."""
-    if options["executor"] == "serial":
-        _refuse(
-            given,
-            ("workers", "address"),
-            "with several processes, got them with --executor serial",
-            ", or name --executor processes or ray",
-        )
-    open_executor(options["executor"], options["workers"], address=options["address"])
-
-
-def _refuse_by_network(kind: str, given: Collection[str], own: "OwnNetworks") -> None:
-    """What the network decides."""
-    from flatminima.own.check import has_noise
-
-    network = type(own.network).__name__
-    if not own.landscape.stores_statistics:
-        _refuse(
-            given,
-            ("batchnorm",),
-            f"for BatchNorm layers with running statistics, got {network} without any",
-            "",
-        )
-    if kind == "check" and not has_noise(own):
-        _refuse(
-            given,
-            ("threshold",),
-            "for comparison with the noise of single precision, got a network without it",
-            "",
-        )
-
-
-def _refuse_where_exact(given: Collection[str], own: "OwnNetworks", made: "Measurement") -> None:
-    """What the parameters that move decide."""
-    from flatminima.own.measure import exact_anyway
-
-    if "precision" in given and exact_anyway(own, made):
-        _refuse(
-            given,
-            ("precision",),
-            "where more than the last layer moves, got that alone, which is always exact",
-            "",
-        )
 
 
 def _hints() -> dict[str, Any]:
@@ -350,7 +249,7 @@ def surface(
         "parameters": parameters,
     }
     made = plan_surface(own, **options)
-    _refuse_where_exact(asked.given, own, made)
+    _refusals.refuse_where_exact(asked.given, own, made)
     beside = {"subsets": subset or (), "metrics": metric or (), "per_class": per_class}
     work = asked.anew("surface", options, {**beside, "limit": asked.words["limit"]})
     where = _own.Where(executor, workers, address, work)
@@ -371,7 +270,7 @@ def line(
 
     own = asked.beside(subset, metric, per_class)
     made = plan_line(own, resolution=resolution)
-    _refuse_where_exact(asked.given, own, made)
+    _refusals.refuse_where_exact(asked.given, own, made)
     _own.measure(own, made, out=out, name=asked.name, title=asked.title)
 
 

@@ -277,3 +277,29 @@ def test_a_slim_vgg16_agrees_with_itself_in_float64(policy):
 def test_only_convolutions_in_float32_are_laid_out_anew():
     assert not fm.Landscape(Viewing("").double(), colours(torch.float64))._batches.channels_last
     assert not fm.Landscape(perceptron(dtype=torch.float32), points())._batches.channels_last
+
+
+class Bounded(nn.Module):
+    """Bounds its outputs, far above where they usually are."""
+
+    def __init__(self):
+        super().__init__()
+        self.top = nn.Linear(6, 3, bias=False)
+
+    def forward(self, inputs):
+        return self.top(inputs).clamp(-1e3, 1e3)
+
+
+def test_what_follows_the_top_layer_is_looked_for_on_more_than_the_first_examples():
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(40, 6, generator=generator)
+    inputs[:3] = 0.0  # of these a bound shows nothing
+    network = Bounded()
+    scape = fm.Landscape(network, (inputs, torch.arange(40) % 3))
+    found = scape.losses(fm.Subspace.random(network, 2, 0), np.array([[0.0, 0.0], [3e4, 0.0]]))
+    assert found.path != "top"
+    far = {
+        "top.weight": network.top.weight.detach()
+        + 3e4 * fm.Subspace.random(network, 2, 0).direction(0)["top.weight"]
+    }
+    np.testing.assert_allclose(found.loss[1], scape.loss_at(far).loss[0], rtol=1e-5)

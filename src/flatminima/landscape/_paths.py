@@ -188,7 +188,8 @@ def _top(given: Problem, few: Batch) -> Iterator[Path | str]:
         return
     if not set(given.subspace.moved) <= set(_layers.own_parameters(network, name)):
         return
-    if not _layers.ends_with(network, name, few[0]):
+    # Of all that paths are compared on: what follows the layer may leave a few examples alone.
+    if not _layers.ends_with(network, name, given.batches.first(given.batches.probe)[0]):
         return
     kept = given.batches.whole_bytes(_layers.inputs_of(network, name, few[0]))
     if kept > room(given.exact.device, _FEATURES):

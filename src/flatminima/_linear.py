@@ -21,6 +21,8 @@ from torch.overrides import TorchFunctionMode
 # Below this many products per sample, or samples, calling oneDNN costs more than it saves.
 _LEAST_WEIGHTS = 16_384
 _LEAST_SAMPLES = 16
+# Where it is called without a detour, they are so few in all.
+_LEAST_PRODUCTS = 2**18
 
 
 class Packed:
@@ -122,6 +124,38 @@ def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     """`inputs @ weight.T + bias` by oneDNN."""
     outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
     return outputs
+
+
+def affine(inputs: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
+    """`inputs @ weight.T + bias` in the quicker way, without gradients; in half precision, too.
+
+    Args:
+        inputs: Samples; their type is that of the result.
+        weight: As `torch.nn.functional.linear` takes it; of another type it is converted.
+        bias: Likewise.
+        packed: Weights that many batches meet.
+    """
+    dtype = inputs.dtype
+    quick = (
+        _mkl_is_slow()
+        and inputs.ndim == 2
+        and len(inputs) * weight.numel() >= _LEAST_PRODUCTS
+        and (dtype == torch.float32 or (dtype == torch.bfloat16 and _multiplies_halves()))
+        and weight.dtype == dtype
+        and inputs.is_contiguous()
+        and weight.is_contiguous()
+    )
+    bias = None if bias is None else bias.to(dtype)
+    if quick:
+        return product(inputs, packed(weight, len(inputs)), bias)
+    return functional.linear(inputs, weight.to(dtype), bias)
+
+
+@functools.cache
+def _multiplies_halves() -> bool:
+    """Whether oneDNN takes bfloat16 on this processor."""
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return supported
 
 
 class _Linear(torch.autograd.Function):

@@ -30,12 +30,12 @@ GOLDEN = {
     "random/2 epochs 146-150": "3f096021c732216d16b4",
     "natural/0 network": "6228740afb646dedc9c7",
     "random/2 network": "788923fe3bf92349a5c4",
-    "natural train surface end tile 1/50": "5e18b69e46eb2c3f8f16",
-    "random train surface end": "3dd37770630ce5fb4723",
-    "natural/0 train radius all crossing end 1-5": "8313efab9efb7231425b",
-    "natural/0 train radius all crossing matched 1-5": "6bb8783285884459cddf",
-    "random/1 train radius top stepwise end 16-20": "1cc20f3dcccd2a97663d",
-    "train summary": "78f730fa008edad76866",
+    "natural train surface end tile 1/50": "0fca48ede054435e8dd9",
+    "random train surface end": "04a3cea3fcb47e7b540c",
+    "natural/0 train radius all crossing end 1-5": "c2a774007b9f63c7527d",
+    "natural/0 train radius all crossing matched 1-5": "8d5e7f16e09b4f77994f",
+    "random/1 train radius top stepwise end 16-20": "f9b0278c13bac66264f9",
+    "train summary": "033f54958642fe2165a4",
 }
 
 

@@ -20,6 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from flatminima._linear import Packed, copies, quick_linear
 from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._batches import Batch
+from flatminima.landscape._chain import Chain, chain_behind
 from flatminima.landscape._layers import inputs_of, own_parameters
 from flatminima.landscape._meter import Meter
 from flatminima.landscape._places import Places
@@ -204,6 +205,9 @@ def evaluate_leading(
     many points use it.
     """
     own = own_parameters(network, name)
+    # An accelerator is kept at work by the order of things, not by what lies between them.
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    chain = chain_behind(network, name) if on_cpu else None
     for points, active in _chunks(formed.subspace, coordinates, own):
         behind = [
             arithmetics[point].ready(formed.at(coordinates[point], without=own)) for point in points
@@ -220,6 +224,7 @@ def evaluate_leading(
                 for state in behind
             ],
             Packed(value for state in behind for value in state.values()),
+            chain,
         )
 
         if kept is not None:
@@ -256,6 +261,7 @@ class _Leading:
     arithmetics: Sequence[Arithmetic]
     states: Sequence[dict[str, Tensor]]
     packed: Packed
+    chain: Chain | None
 
     def evaluate(
         self,
@@ -266,6 +272,9 @@ class _Leading:
         wanted: Callable[[int], bool],
     ) -> None:
         """Add the losses of one batch at all points that are still wanted."""
+        if self.chain is not None:
+            self._evaluate_chain(self.chain, batch[1], products, meter, wanted)
+            return
         inputs, targets = batch
         args, kwargs = arguments(inputs)
         out: Tensor | None = None
@@ -282,6 +291,35 @@ class _Leading:
                 with quick_linear(self.packed), arithmetic.used():
                     outputs = network(*args, **kwargs)
                 arithmetic.add(meter, int(point), outputs, targets)
+
+    def _evaluate_chain(
+        self,
+        chain: Chain,
+        targets: Any,
+        products: tuple[Tensor, dict[int, Tensor]],
+        meter: Meter,
+        wanted: Callable[[int], bool],
+    ) -> None:
+        """The same where the rest of the network is a chain; losses of many points at once."""
+        base, changes = products
+        out: Tensor | None = None
+        found: dict[int, Tensor] = {}
+
+        def add() -> None:
+            if found:
+                meter.add_stack([*found], torch.stack([*found.values()]), targets)
+                found.clear()
+
+        each = zip(self.points, self.coordinates, self.arithmetics, self.states, strict=True)
+        for point, coordinate, arithmetic, state in each:
+            if not wanted(int(point)):
+                continue
+            out = _combine(base, changes, coordinate, out)
+            outputs = chain(arithmetic.product(out), state, self.packed).to(base.dtype)
+            found[int(point)] = outputs
+            if outputs.nbytes * len(found) >= _STACK:
+                add()
+        add()
 
 
 class Given(nn.Module):

@@ -154,15 +154,21 @@ class Meter:
         Cross entropy of classes is computed for all at once in the quicker way; it differs from
         that of `add` by rounding.
         """
-        quick = self.measures.alone and takes_stacks(self.measures.per_sample)
-        if not (quick and is_classes(outputs[0], targets)):
+        members = targets.members if isinstance(targets, Marked) else None
+        plain = targets.targets if isinstance(targets, Marked) else targets
+        if not (takes_stacks(self.measures.per_sample) and is_classes(outputs[0], plain)):
             for point, each in zip(points, outputs, strict=True):
                 self.add(point, each, targets)
             return
-        s = stacked_cross_entropies(outputs, targets).double()
+        s = stacked_cross_entropies(outputs, plain).double()
+        correct = outputs.argmax(2) == plain
         count = float(s.shape[1])
-        total, right = s.sum(1), (outputs.argmax(2) == targets).sum(1)
-        self._take(points, [total, count, s.square().sum(1), total, count, right])
+        total = s.sum(1)
+        self._take(points, [total, count, s.square().sum(1), total, count, correct.sum(1)])
+        if not self.measures.alone:
+            for index, point in enumerate(points):
+                losses, right = (s[index], None), correct[index]
+                self._add_beside(self._beside[point], outputs[index], plain, members, losses, right)
 
     def _take(self, points: Sequence[int], columns: Sequence[Tensor | float]) -> None:
         """Add to the rows of some points; a column is a number, or holds one for each of them."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from flatminima.store import canonical, sha256
 
-VERSIONS = {"train": 1, "network": 1, "tile": 1, "surface": 1, "radius": 2, "summary": 1, "line": 1}
+VERSIONS = {"train": 1, "network": 1, "tile": 2, "surface": 1, "radius": 3, "summary": 1, "line": 2}
 """Raised when the same settings begin to mean other bytes: old results of that kind are redone."""
 
 # Settings that joined a kind later: {kind: {"table.key": the value that changes nothing}}.

@@ -1,5 +1,8 @@
 """The quicker affine layer against torch's own, which defines it."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -107,3 +110,20 @@ def test_only_what_was_named_is_packed_and_once(monkeypatch):
     torch.testing.assert_close(found[0], inputs @ named.T, atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(found[1], inputs @ other.T, atol=1e-3, rtol=1e-4)
     assert torch.equal(found[0], found[2])
+
+
+def test_threads_that_meet_a_weight_at_once_pack_it_once(monkeypatch):
+    packs, reorder = [], torch.ops.mkldnn._reorder_linear_weight
+
+    def slowly(*given):
+        packs.append(1)
+        time.sleep(0.05)
+        return reorder(*given)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", slowly)
+    weight = draw(200, 200, seed=0)
+    packed = _linear.Packed([weight])
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: packed(weight, 64), range(4)))
+    assert len(packs) == 1
+    assert all(value is found[0] for value in found)

@@ -8,6 +8,7 @@ shapes alone, so that the same machine always gives the same bits.
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,17 @@ class Packed:
     def __init__(self, weights: Iterable[Tensor]) -> None:
         self._weights = {id(weight): weight for weight in weights}
         self._packed: dict[int, Tensor] = {}
+        self._turn = threading.Lock()  # threads that meet a weight at once would each pack it
 
     def __call__(self, weight: Tensor, samples: int) -> Tensor:
         """A weight as oneDNN is to be given it, for about so many samples."""
         if id(weight) not in self._weights:
             return weight
-        found = self._packed.get(id(weight))
-        if found is None:
-            found = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), samples)
-            self._packed[id(weight)] = found
+        with self._turn:
+            found = self._packed.get(id(weight))
+            if found is None:
+                found = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), samples)
+                self._packed[id(weight)] = found
         return found
 
 

@@ -89,10 +89,10 @@ def _seconds(way: Callable[[], Any], device: str) -> float:
 
 _PARTS = {
     "products": ("mkldnn::_linear_pointwise", "aten::addmm"),
-    "activations": ("aten::clamp_min",),
+    "activations": ("aten::clamp_min", "aten::clamp_min_"),
     "adding directions": ("aten::add", "aten::add_"),
     "losses": ("aten::_log_softmax", "aten::argmax", "aten::sum", "aten::gather", "aten::dot"),
-    "copies and casts": ("aten::copy_",),
+    "copies and casts": ("aten::copy_", "aten::cat"),
 }
 # What kernels' names contain, in small letters; the first part that fits has a kernel.
 _KERNELS = {

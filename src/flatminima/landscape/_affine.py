@@ -247,7 +247,7 @@ def evaluate_leading(
 
         for part in in_threads(network, range(len(batches)), one, allowed=threads):
             meter.join(part)
-        del chunk, one  # before the next points are formed
+        del behind, chunk, one  # before the next points are formed
 
 
 @dataclass(frozen=True)

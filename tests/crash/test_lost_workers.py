@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from multiprocessing.connection import wait as wait_for_sentinel
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -245,6 +246,25 @@ def test_workers_that_are_killed_while_idle_are_replaced(run: _Run) -> None:
         assert not set(run.workers()) & set(old)
     assert [len(run.losses(job)) for job in jobs] == [0, 0, 0]
     assert not [event for event in run.events if event.startswith("lost")]
+
+
+def test_a_worker_is_dead_before_the_pool_has_written_it_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = _process.Worker()
+    try:
+        process = worker._process
+        assert worker.alive
+        # So it is between a thread's being told of the end and its writing that down.
+        monkeypatch.setattr(process._popen, "poll", lambda *_: None)  # type: ignore[attr-defined]
+        os.kill(process.pid or 0, signal.SIGKILL)
+        wait_for_sentinel([process.sentinel], 60)
+        assert process.is_alive()
+        assert not worker.alive
+    finally:
+        monkeypatch.undo()
+        worker.dismiss(at_once=True)
+        worker.wait(60.0)
 
 
 def test_a_worker_that_is_killed_while_it_takes_its_task_is_replaced(run: _Run) -> None:

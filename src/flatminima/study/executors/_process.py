@@ -41,8 +41,12 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether there is such a process still."""
-        return self._process.is_alive()
+        """Whether there is such a process still.
+
+        `is_alive` says yes while another thread, here the pool's, has been told of the end and has
+        not written it down yet.
+        """
+        return not wait_for_sentinel([self._process.sentinel], 0.0)
 
     @property
     def was_up(self) -> bool:

@@ -95,15 +95,20 @@ def applies(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         inputs.ndim == 2
         and len(inputs) >= _LEAST_SAMPLES
         and weight.numel() >= _LEAST_WEIGHTS
-        and all(
-            type(value) in (Tensor, torch.nn.Parameter)
-            and value.dtype == torch.float32
-            and value.device.type == "cpu"
-            and value.is_contiguous()
-            for value in (inputs, weight, bias)
-            if value is not None
-        )
+        and _plain(torch.float32, inputs, weight, bias)
         and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _plain(dtype: torch.dtype, *values: Tensor | None) -> bool:
+    """Whether these are ordinary tensors of one type, as oneDNN is handed them."""
+    return all(
+        type(value) in (Tensor, torch.nn.Parameter)
+        and value.dtype == dtype
+        and value.device.type == "cpu"
+        and value.is_contiguous()
+        for value in values
+        if value is not None
     )
 
 
@@ -139,19 +144,17 @@ def affine(inputs: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) 
         packed: Weights that many batches meet.
     """
     dtype = inputs.dtype
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     quick = (
         _mkl_is_slow()
         and inputs.ndim == 2
         and len(inputs) * weight.numel() >= _LEAST_PRODUCTS
         and (dtype == torch.float32 or (dtype == torch.bfloat16 and _multiplies_halves()))
-        and weight.dtype == dtype
-        and inputs.is_contiguous()
-        and weight.is_contiguous()
+        and _plain(dtype, inputs, weight, bias)
     )
-    bias = None if bias is None else bias.to(dtype)
     if quick:
         return product(inputs, packed(weight, len(inputs)), bias)
-    return functional.linear(inputs, weight.to(dtype), bias)
+    return functional.linear(inputs, weight, bias)
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """Layers behind the first one, called without their modules: the same losses, where it is safe."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,9 @@ from torch import nn
 import flatminima as fm
 from cases import perceptron, points, seeded, states
 from flatminima import _linear
-from flatminima.landscape import _affine
+from flatminima.landscape import _affine, _suffix
 from flatminima.landscape._chain import Chain, chain_behind
+from flatminima.landscape._states import States
 from flatminima.subspace import Subspace
 
 
@@ -145,17 +148,57 @@ def test_losses_are_those_of_the_modules(monkeypatch, precision, kind):
         np.testing.assert_array_equal(clipped.clipped, clipped_slow.clipped)
 
 
-@pytest.mark.parametrize("where", ["weight", "bias", "first"])
-def test_what_is_not_finite_is_not_rectified_away(where):
+@pytest.mark.parametrize(
+    "overflows",
+    [
+        {"0.weight": 1e30},
+        {"2.weight": 1e30},
+        {"2.bias": 1e30},
+        # The sum of both infinities is no number, in one unit of every sample, and nothing else is.
+        {"2.weight": 1e30, "2.bias": -1e30},
+    ],
+)
+def test_what_is_not_finite_is_not_rectified_away(monkeypatch, overflows):
+    monkeypatch.setattr(_linear, "_mkl_is_slow", lambda: True)
     network = perceptron(sizes=(6, 300, 200, 4), dtype=torch.float32)
     data = points(300, dtype=torch.float32)
     rays = Subspace.random(network, 2, 0)
-    broken = {name: value.clone() for name, value in rays.direction(0).items()}
-    name = {"weight": "2.weight", "bias": "2.bias", "first": "0.weight"}[where]
-    broken[name].view(-1)[0] = 1e30
+    broken = {name: torch.zeros_like(value) for name, value in rays.direction(0).items()}
+    for name, value in overflows.items():
+        broken[name][0] = value
     given = Subspace(rays.origin, (broken, rays.direction(1)))
     found = fm.Landscape(network, data).losses(given, np.diag([1e20, 1.0]))
     np.testing.assert_array_equal(found.finite, [False, True])
+
+
+@pytest.mark.parametrize(("parameters", "room"), [("all", _affine), ("2.*", _suffix)])
+def test_one_chunk_of_points_is_in_memory_at_a_time(monkeypatch, parameters, room):
+    network, data = perceptron(sizes=(6, 9, 5, 4)), points()
+    landscape = fm.Landscape(network, data)
+    rays = Subspace.random(network, 2, 0, parameters=landscape.parameter_names(parameters))
+    coordinates = np.random.default_rng(0).normal(size=(40, 2))
+    whole = landscape.losses(rays, coordinates)
+    monkeypatch.setattr(room, "MEMORY", 8_000)
+    chunks, cut, alive, form = [], room._chunks, [], States.at
+
+    def noted(*given):
+        for chunk in cut(*given):
+            chunks.append(len(chunk[0]) if isinstance(chunk, tuple) else len(chunk))
+            yield chunk
+
+    def formed(*given, **named):
+        state = form(*given, **named)
+        made = next(value for key, value in state.items() if key == "2.weight")
+        alive.append(weakref.ref(made))
+        most.append(sum(ref() is not None for ref in alive))
+        return state
+
+    most = []
+    monkeypatch.setattr(room, "_chunks", noted)
+    monkeypatch.setattr(States, "at", formed)
+    np.testing.assert_array_equal(landscape.losses(rays, coordinates).loss, whole.loss)
+    assert len(chunks) > 2
+    assert max(most) <= max(chunks) + 1  # and the one that is being formed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -163,7 +163,7 @@ def evaluate_suffix(
 
         for part in in_threads(network, range(len(batches)), one, allowed=threads):
             meter.join(part)
-        del states, chunk, one  # before the next points are formed
+        del chunk, one  # before the next points are formed
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,14 @@
-"""Affine layers in float32 on processors of AMD, at twice the speed.
+"""Affine layers in float32 on processors of AMD with AVX-512, at twice the speed.
 
 There MKL, which torch uses for matrix products, keeps to its slower code: 107 GFLOP/s on one core
-against 250 by oneDNN, which torch also brings along but uses for convolutions only (torch 2.13, a
-processor with AVX-512). Both are float32 throughout. The choice hangs on the processor and on
-shapes alone, so that the same machine always gives the same bits.
+against 250 by oneDNN, which torch also brings along but uses for convolutions only (torch 2.13).
+Both are float32 throughout. The choice hangs on the processor and on shapes alone, so that the same
+machine always gives the same bits.
 """
 
 import contextlib
-import functools
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from flatminima._processor import mkl_is_slow, multiplies_halves
 
 # Below this many products per sample, or samples, calling oneDNN costs more than it saves.
 _LEAST_WEIGHTS = 16_384
@@ -52,7 +52,7 @@ class Packed:
 
 def copies(device: torch.device) -> int:
     """How often a weight is in memory once it is packed, where it is."""
-    return 2 if device.type == "cpu" and _mkl_is_slow() else 1
+    return 2 if device.type == "cpu" and mkl_is_slow() else 1
 
 
 def quick_linear(packed: Packed | None = None) -> contextlib.AbstractContextManager[Any]:
@@ -63,7 +63,7 @@ def quick_linear(packed: Packed | None = None) -> contextlib.AbstractContextMana
     Args:
         packed: Weights that many batches meet; without gradients.
     """
-    return _QuickLinear(packed) if _mkl_is_slow() else contextlib.nullcontext()
+    return _QuickLinear(packed) if mkl_is_slow() else contextlib.nullcontext()
 
 
 class _QuickLinear(TorchFunctionMode):
@@ -112,22 +112,6 @@ def _plain(dtype: torch.dtype, *values: Tensor | None) -> bool:
     )
 
 
-@functools.cache
-def _mkl_is_slow() -> bool:
-    """Whether this is a processor on which MKL holds back and oneDNN is at hand."""
-    try:
-        vendor = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return (
-        "AuthenticAMD" in vendor
-        and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    )
-
-
 def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`inputs @ weight.T + bias` by oneDNN."""
     outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
@@ -146,22 +130,15 @@ def affine(inputs: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) 
     dtype = inputs.dtype
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     quick = (
-        _mkl_is_slow()
+        mkl_is_slow()
         and inputs.ndim == 2
         and len(inputs) * weight.numel() >= _LEAST_PRODUCTS
-        and (dtype == torch.float32 or (dtype == torch.bfloat16 and _multiplies_halves()))
+        and (dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_halves("cpu")))
         and _plain(dtype, inputs, weight, bias)
     )
     if quick:
         return product(inputs, packed(weight, len(inputs)), bias)
     return functional.linear(inputs, weight, bias)
-
-
-@functools.cache
-def _multiplies_halves() -> bool:
-    """Whether oneDNN takes bfloat16 on this processor."""
-    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return supported
 
 
 class _Linear(torch.autograd.Function):

@@ -12,6 +12,18 @@ hypothesis.settings.register_profile("here", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("here")
 
 
+@pytest.fixture
+def halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in half precision are computed, if need be without units for them."""
+    monkeypatch.setattr("flatminima._processor._processor_multiplies_halves", lambda: True)
+
+
+@pytest.fixture
+def no_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without units for products in half precision."""
+    monkeypatch.setattr("flatminima._processor._processor_multiplies_halves", lambda: False)
+
+
 _OUTAGES = (
     "tests/crash/",
     "tests/study/test_cluster.py",

@@ -27,6 +27,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"there is no {DEVICE} here"))
 
 
+@pytest.fixture(autouse=True)
+def _everywhere(halves: None) -> None:
+    """Half precision is tried on any processor, too."""
+
+
 @pytest.fixture
 def world():
     """What a call must leave as it was: settings, and the random states of all devices."""

@@ -172,6 +172,7 @@ def test_batchnorm_statistics_are_recomputed_between_two_networks():
     assert loss_line(kept, a, b, resolution=3).attrs["batchnorm"] == "keep"
 
 
+@pytest.mark.usefixtures("halves")
 def test_a_fast_line_has_exact_ends():
     a, b = (perceptron(seed, dtype=torch.float32) for seed in (0, 1))
     data = points(dtype=torch.float32)

@@ -108,6 +108,7 @@ def test_a_module_that_calls_its_layers_itself_is_none():
     assert chain_behind(Own(), "layers.0") is None
 
 
+@pytest.mark.usefixtures("halves")
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 @pytest.mark.parametrize("kind", ["plane", "rays"])
 def test_losses_are_those_of_the_modules(monkeypatch, precision, kind):
@@ -159,7 +160,7 @@ def test_losses_are_those_of_the_modules(monkeypatch, precision, kind):
     ],
 )
 def test_what_is_not_finite_is_not_rectified_away(monkeypatch, overflows):
-    monkeypatch.setattr(_linear, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(_linear, "mkl_is_slow", lambda: True)
     network = perceptron(sizes=(6, 300, 200, 4), dtype=torch.float32)
     data = points(300, dtype=torch.float32)
     rays = Subspace.random(network, 2, 0)
@@ -178,7 +179,7 @@ def test_one_chunk_of_points_is_in_memory_at_a_time(monkeypatch, parameters, roo
     rays = Subspace.random(network, 2, 0, parameters=landscape.parameter_names(parameters))
     coordinates = np.random.default_rng(0).normal(size=(40, 2))
     whole = landscape.losses(rays, coordinates)
-    monkeypatch.setattr(room, "MEMORY", 8_000)
+    monkeypatch.setattr(room, "MEMORY", 4_000)
     chunks, cut, alive, form = [], room._chunks, [], States.at
 
     def noted(*given):
@@ -203,7 +204,7 @@ def test_one_chunk_of_points_is_in_memory_at_a_time(monkeypatch, parameters, roo
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_an_affine_map_is_that_of_torch(monkeypatch, dtype):
-    monkeypatch.setattr(_linear, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(_linear, "mkl_is_slow", lambda: True)
     draws = torch.Generator().manual_seed(0)
     inputs, weight = (torch.randn(n, 200, generator=draws).to(dtype) for n in (150, 90))
     bias = torch.randn(90, generator=draws)

@@ -94,6 +94,7 @@ def test_a_loss_that_is_not_finite_stays_so():
     assert not found.clipped.any()
 
 
+@pytest.mark.usefixtures("halves")
 def test_in_half_precision_the_difference_is_that_of_known_points():
     network = perceptron(dtype=torch.float32)
     landscape = fm.Landscape(network, points(dtype=torch.float32), precision="fast")

@@ -11,6 +11,8 @@ from flatminima.data import Dataset
 from flatminima.landscape._arithmetic import fast, repeated_points
 from flatminima.subspace import Subspace
 
+pytestmark = pytest.mark.usefixtures("halves")
+
 
 def _float(data: Dataset) -> Dataset:
     def narrow(value):

@@ -56,6 +56,7 @@ def use(monkeypatch, recorder) -> None:
     monkeypatch.setattr(_passes, "recorder_for", lambda device: recorder)
 
 
+@pytest.mark.usefixtures("halves")
 @pytest.mark.parametrize("policy", ["keep", "recompute", "interpolate", "batch"])
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_a_recording_gives_the_same_bits(data, monkeypatch, policy, precision):

@@ -164,6 +164,7 @@ def test_a_stopped_measurement_goes_on_with_what_is_there(folder, kind):
 
 
 @pytest.mark.parametrize("options", [{}, {"coordinates": "barycentric"}, {"clip": 20.0}])
+@pytest.mark.usefixtures("halves")
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_a_surface_in_tiles_is_the_surface(folder, options, precision):
     own = opened(precision=precision)

@@ -205,12 +205,35 @@ def test_auto_is_settled_once(smallest: Make) -> None:
     assert elsewhere.run.batch_size > study.run.batch_size
 
 
-@pytest.mark.parametrize(("device", "precision"), [("cpu", "float32"), ("cuda", "bfloat16")])
-def test_half_precision_is_for_where_there_is_an_accelerator(
-    smallest: Make, device: str, precision: str
+@pytest.mark.parametrize(
+    ("device", "units", "precision"),
+    [
+        ("cpu", "halves", "bfloat16"),
+        ("cpu", "no_halves", "float32"),
+        ("cuda", "no_halves", "bfloat16"),  # of a GPU that is elsewhere
+        ("mps", "halves", "float32"),
+    ],
+)
+def test_training_is_in_half_precision_where_there_are_units_for_it(
+    request: pytest.FixtureRequest, smallest: Make, device: str, units: str, precision: str
 ) -> None:
+    request.getfixturevalue(units)
     settings = smallest(training={"precision": "auto"}, run={"device": device})
     assert resolve(parse_study(settings)).training.precision == precision
+
+
+@pytest.mark.usefixtures("no_halves")
+def test_a_store_that_moves_keeps_the_precision_that_its_networks_were_trained_in(
+    smallest: Make,
+) -> None:
+    settings = smallest(training={"precision": "auto"})
+    earlier = resolve(parse_study(settings)).model_dump(mode="json")
+    earlier["training"]["precision"] = "bfloat16"
+    assert resolve(parse_study(settings), earlier).training.precision == "bfloat16"
+    asked = smallest(training={"precision": "float32"})
+    assert resolve(parse_study(asked), earlier).training.precision == "float32"
+    other = smallest(training={"precision": "auto"}, model={"settings": {"sizes": [64, 7, 10]}})
+    assert resolve(parse_study(other), earlier).training.precision == "float32"
 
 
 def test_the_stored_settings_are_a_study_again(smallest: Make) -> None:

@@ -318,6 +318,7 @@ def test_arguments_replace_the_settings_of_the_file(smallest: Make, tmp_path: Pa
         make_plan(smallest(), out=tmp_path / "runs", device="tpu")
 
 
+@pytest.mark.usefixtures("halves")
 def test_a_fast_study_says_how_far_its_surfaces_are_off(smallest: Make, tmp_path: Path) -> None:
     store = run_study(smallest(run={"precision": "fast"}), out=tmp_path / "runs", only=["surfaces"])
     surfaces = _results(store, "surface", "surface.zarr")

@@ -216,6 +216,7 @@ def _say(kind: str, result: Any) -> list[str]:
         return [
             f"losses {ends[0]:.4g} and {ends[1]:.4g}; barrier {barrier:.4g} at {at:.3g}",
             *_beside(result),
+            *_exact(result),
         ]
     if kind == "radius":
         return [
@@ -229,7 +230,15 @@ def _say(kind: str, result: Any) -> list[str]:
         f" {float(result.loss.min()):.4g} to {float(result.loss.max()):.4g}, not finite at"
         f" {int((result.outcome == 1).sum())} points",
         *_beside(result),
+        *_exact(result),
     ]
+
+
+def _exact(result: Any) -> list[str]:
+    """A line where `fast` was asked for in vain."""
+    if result.attrs.get("repeated", 1):
+        return []
+    return ["computed exactly: nothing was to be gained by --precision fast here"]
 
 
 def _beside(result: Any) -> list[str]:

@@ -5,10 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from flatminima._devices import check_device
+from flatminima._processor import multiplies_halves
 from flatminima.cli._text import duration, size
 from flatminima.data.sources import download_size
 from flatminima.store import Store, canonical, sha256
-from flatminima.study.estimate import corrections, job_bytes, run_seconds
+from flatminima.study.estimate import (
+    IMITATED,
+    corrections,
+    half_precision,
+    job_bytes,
+    run_seconds,
+)
 from flatminima.study.executors import open_executor
 from flatminima.study.plan import RESULTS
 from flatminima.study.run import (
@@ -111,8 +118,32 @@ def announcement(
         f"  download  {size(download) if download else 'nothing'} ({study.data.dataset})",
         f"  compute   {work or 'summary'}; {len(todo)} of {len(plan.jobs)} jobs are left",
         f"  store     about {size(sum(map(job_bytes, todo)))} in {plan.store.root}",
+        *remarks(plan, address),
         f"  time      about {duration(seconds)}{alone} {ways(executor, workers, address)}",
     ]
+
+
+def remarks(plan: Plan, address: str | None = None) -> list[str]:
+    """What to know of half precision where this machine has no units for it."""
+    run = plan.study.run
+    trained = any(half_precision(job) for job in plan.todo)
+    fast = run.precision == "fast" and any(job.kind == "tile" for job in plan.todo)
+    if not (trained or fast) or address is not None or multiplies_halves(run.device):
+        return []
+    where = "this processor" if run.device == "cpu" else "this GPU"
+    found = []
+    if trained:
+        slower = f"about {IMITATED:.0f} times as long" if run.device == "cpu" else "much longer"
+        found.append(
+            f"  training  in bfloat16 takes {slower} as float32 on {where}, which has no units for"
+            ' it; precision = "auto" takes the quicker one'
+        )
+    if fast:
+        found.append(
+            f"  points    in float32: {where} has no units for bfloat16, so that it is quicker than"
+            ' "fast"'
+        )
+    return found
 
 
 def ways(executor: str, workers: int | None, address: str | None) -> str:

@@ -243,6 +243,8 @@ def _precision(made: Sequence[Surface]) -> str:
     if not attrs:
         return ""
     repeated = sum(int(each["repeated"]) for each in attrs)
+    if not repeated:
+        return " Fast precision was asked for; nothing was to be gained by it, and all is exact."
     off = max(float(each["largest_difference"]) for each in attrs)
     return (
         f" Products in bfloat16: at {repeated} points computed in float32 too the loss differed by "

@@ -10,6 +10,7 @@ from math import prod
 from statistics import median
 from typing import Any
 
+from flatminima._processor import multiplies_halves
 from flatminima.data._table import SOURCES
 from flatminima.study.job import Job
 
@@ -30,8 +31,9 @@ _OVERHEAD = {
     "summary": 2.0,
 }
 _VGG16_MULTIPLICATIONS = 313_000_000
-# A training step in half precision takes this share of one in float32 (with AVX-512 BF16).
-_HALF_PRECISION = 0.55
+# A training step in half precision takes this share of one in float32 where there are units for it
+# (AVX-512 BF16), and so many times as long where it is imitated (AVX2).
+_HALF_PRECISION, IMITATED = 0.55, 30.0
 _MLP_SIZES = (784, 800, 320, 50, 10)
 # What a large GPU takes of a core's time for a forward pass and for a training step, and for a step
 # at least: roughly, to tell minutes from hours before anything of a kind is in the store.
@@ -70,8 +72,7 @@ def job_seconds(job: Job) -> float:
         # Each epoch ends with an evaluation of both splits.
         data = settings["data"]
         test = data.get("test_limit") or SOURCES[data["dataset"]].samples["test"]
-        half = settings.get("recipe", {}).get("precision") == "bfloat16"
-        step = _STEP * (_HALF_PRECISION if half else 1.0)
+        step = _STEP * (_half_precision() if half_precision(job) else 1.0)
         epoch = ((step + 1) * images + test) * multiplications(settings["model"])
         if gpu:
             steps: float = images / settings["recipe"]["batch_size"]
@@ -86,6 +87,15 @@ def job_seconds(job: Job) -> float:
             # The top layer's inputs are computed once, and what follows is small.
             passes = 1 + 0.02 * passes
     return overhead + passes * work * _FORWARD_RATE * (_GPU_FORWARD if gpu else 1.0)
+
+
+def half_precision(job: Job) -> bool:
+    """Whether a job trains in half precision."""
+    return bool(job.settings.get("recipe", {}).get("precision") == "bfloat16")
+
+
+def _half_precision() -> float:
+    return _HALF_PRECISION if multiplies_halves("cpu") else IMITATED
 
 
 def corrections(jobs: Iterable[Job], records: Iterable[Mapping[str, Any]]) -> dict[str, float]:

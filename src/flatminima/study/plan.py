@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from flatminima._processor import multiplies_halves
 from flatminima.data.sources import data_digest
 from flatminima.study.config import Checkpoint, Group, Parameters, Study, Surface
 from flatminima.study.job import Job
@@ -26,10 +27,6 @@ _BATCH_SIZE = {"mlp": 500, "vgg16": 100}
 # An accelerator wants many more at once.
 _ACCELERATOR_BATCH_SIZE = {"mlp": 60_000, "vgg16": 2500}
 
-# In what a training step computes where the study says "auto": in half precision where an
-# accelerator has it.
-_TRAINING_PRECISION = {"cpu": "float32", "cuda": "bfloat16", "mps": "float32"}
-
 
 def resolve(study: Study, earlier: Mapping[str, Any] | None = None) -> Study:
     """Replace every `auto`, by what an `earlier` run of the study settled on where there was one.
@@ -43,12 +40,24 @@ def resolve(study: Study, earlier: Mapping[str, Any] | None = None) -> Study:
         run["batch_size"] = _batch_size(study, earlier)
     resolved: dict[str, Any] = {"run": study.run.model_copy(update=run)}
     if study.training.precision == "auto":
-        precision = _TRAINING_PRECISION[study.run.device]
+        precision = _training_precision(study, earlier)
         resolved["training"] = study.training.model_copy(update={"precision": precision})
     if study.surface is not None and study.surface.batchnorm == "auto":
         # A plane through minima combines several states; see `Landscape`.
         resolved["surface"] = study.surface.model_copy(update={"batchnorm": "recompute"})
     return study.model_copy(update=resolved)
+
+
+def _training_precision(study: Study, earlier: Mapping[str, Any] | None) -> str:
+    """What "auto" means: as in an earlier run of this training on this device, or the quicker."""
+    if (
+        earlier is not None
+        and earlier["model"] == study.model.model_dump()
+        and earlier["run"]["device"] == study.run.device
+    ):
+        # Networks that are trained already are not trained anew because a store has moved.
+        return str(earlier["training"]["precision"])
+    return "bfloat16" if multiplies_halves(study.run.device) else "float32"
 
 
 def _batch_size(study: Study, earlier: Mapping[str, Any] | None) -> int:

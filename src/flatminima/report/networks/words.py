@@ -29,9 +29,11 @@ def about(data: xr.Dataset) -> str:
     loss = str(attrs["loss_name"]).replace("_", " ")
     policy = str(attrs["batchnorm"])
     norm = "no BatchNorm" if policy == "none" else f"BatchNorm policy {policy}"
+    way = f"{attrs['precision']} arithmetic"
+    if not attrs.get("repeated", 1):
+        way = "exact arithmetic (fast was asked for; nothing was to be gained by it here)"
     return (
-        f"Mean {loss} over {int(attrs['samples']):,} samples of {attrs['dataset']},"
-        f" {attrs['precision']} arithmetic, {norm}."
+        f"Mean {loss} over {int(attrs['samples']):,} samples of {attrs['dataset']}, {way}, {norm}."
     )
 
 

@@ -177,9 +177,9 @@ def test_products_of_rays_are_kept_and_change_no_bit(monkeypatch, two_threads):
     for room in (0, 2, 5):
         monkeypatch.setattr(_paths, "_FEATURES", room * size + 100)
         computed = []
-        product = _affine._Layer.product
+        product = _affine.AffineLayer.product
         monkeypatch.setattr(
-            _affine._Layer,
+            _affine.AffineLayer,
             "product",
             lambda own, index, inputs: computed.append(index) or product(own, index, inputs),  # noqa: B023
         )
@@ -187,7 +187,7 @@ def test_products_of_rays_are_kept_and_change_no_bit(monkeypatch, two_threads):
         landscape.losses(rays, rounds[0])
         computed.clear()
         found = np.concatenate([landscape.losses(rays, points).loss for points in rounds])
-        monkeypatch.setattr(_affine._Layer, "product", product)
+        monkeypatch.setattr(_affine.AffineLayer, "product", product)
         wanted = found if wanted is None else wanted
         np.testing.assert_array_equal(found, wanted)
         # Five products are asked for, then three of them; and one more a call, for the size.

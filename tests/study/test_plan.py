@@ -34,8 +34,8 @@ GOLDEN = {
     "random train surface end": "04a3cea3fcb47e7b540c",
     "natural/0 train radius all crossing end 1-5": "c2a774007b9f63c7527d",
     "natural/0 train radius all crossing matched 1-5": "8d5e7f16e09b4f77994f",
-    "random/1 train radius top stepwise end 16-20": "f9b0278c13bac66264f9",
-    "train summary": "033f54958642fe2165a4",
+    "random/1 train radius top stepwise end 16-20": "dba714caa8d4a787bcd2",
+    "train summary": "30c1855c3c89bd206f8d",
 }
 
 
@@ -172,6 +172,21 @@ def test_a_new_version_of_a_kind_renames_it_and_what_follows(
     after = _plan(smallest())
     assert _digests(before, "train") == _digests(after, "train")
     assert not _digests(before, *RESULTS) & _digests(after, *RESULTS)
+
+
+def test_radii_of_all_parameters_keep_their_names_where_those_of_a_part_change(
+    smallest: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def named() -> dict[str, set[str]]:
+        radii = [job for job in _plan(smallest()) if job.kind == "radius"]
+        moved = {job.settings["parameters"] for job in radii}
+        return {m: {j.digest for j in radii if j.settings["parameters"] == m} for m in moved}
+
+    before = named()
+    monkeypatch.setitem(job_module._OF_PARTS, "radius", 99)
+    after = named()
+    assert before["all"] == after["all"]
+    assert not before["top"] & after["top"]
 
 
 def test_only_what_results_need_is_to_do(smallest: Make) -> None:

@@ -3,13 +3,13 @@
 `w(c) = w0 + sum_k c_k u_k`, so an affine layer with the same input at every point gives
 `layer(x; w(c)) = layer(x; w0) + sum_k c_k layer(x; u_k)`: one product per direction instead of one
 per point. Two layers have the same input at every point: the first one of a network that is fed
-data (`evaluate_leading`), and the last one when nothing before it moves (`evaluate_top`).
+data (`evaluate_leading`), and the last one when nothing before it moves (see `_top`).
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,15 +30,11 @@ from flatminima.landscape._world import arguments, room
 from flatminima.subspace import Subspace
 from flatminima.types import Buffers, Coordinates
 
-Features: TypeAlias = tuple[Tensor, Any, torch.Size]
-"""Of one batch the top layer's inputs, the targets, and the shape of the network's outputs."""
-
-# Outputs of so many bytes are turned into losses at once: they stay in a processor's cache, and
-# are enough to keep an accelerator at work.
-_STACK, _ACCELERATOR_STACK = 2**19, 2**26
+# Outputs of so many bytes are turned into losses at once: they stay in a processor's cache.
+_STACK = 2**19
 
 
-class _Layer:
+class AffineLayer:
     """An affine layer at the origin and along some directions."""
 
     def __init__(
@@ -86,6 +82,27 @@ class _Layer:
         changes = {index: self.product(index, inputs) for index in self.directions}
         return self.product(None, inputs), changes
 
+    def outputs(
+        self, inputs: Tensor, directions: Sequence[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """The product at the origin, and those of some directions if they move the layer.
+
+        Of a linear layer they are one product of all weights together, `[classes, N]` transposed.
+        """
+        moving = [index for index in directions if self._directions[index] != (None, None)]
+        weight, bias = self._origin
+        if self._product is not F.linear or inputs.ndim != 2:
+            changes = {index: self.product(index, inputs) for index in moving}
+            return self.product(None, inputs), changes
+        own = [self._origin, *(self._directions[index] for index in moving)]
+        weights = torch.cat([weight.new_zeros(weight.shape) if w is None else w for w, _ in own])
+        found = weights @ inputs.T
+        if bias is not None:
+            biases = [bias.new_zeros(bias.shape) if b is None else b for _, b in own]
+            found += torch.cat(biases)[:, None]
+        base, *changed = found.view(len(own), len(weight), -1).transpose(1, 2)
+        return base, dict(zip(moving, changed, strict=True))
+
 
 class Kept:
     """Products of a layer over a whole dataset, for the directions that were met last.
@@ -97,7 +114,7 @@ class Kept:
         self._limit = limit
         self._products: OrderedDict[int | None, dict[int, Tensor]] = OrderedDict()
 
-    def expect(self, layer: _Layer, inputs: Tensor, batches: int) -> None:
+    def expect(self, layer: AffineLayer, inputs: Tensor, batches: int) -> None:
         """Make room for the directions of a layer, over so many batches like this one.
 
         What does not fit is not kept; what is not expected goes first.
@@ -110,7 +127,7 @@ class Kept:
             self._products.popitem(last=False)
 
     def products(
-        self, layer: _Layer, batch: int, inputs: Callable[[], Tensor]
+        self, layer: AffineLayer, batch: int, inputs: Callable[[], Tensor]
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """As the layer gives them for a batch; computed only where they are not kept."""
         found: dict[int | None, Tensor] = {}
@@ -128,7 +145,7 @@ class Kept:
         return base, {index: value for index, value in found.items() if index is not None}
 
 
-def _combine(
+def combine(
     base: Tensor, changes: dict[int, Tensor], coordinate: np.ndarray, out: Tensor | None
 ) -> Tensor:
     """`base + sum_k c_k change_k`, written into `out` (made once and given back)."""
@@ -141,48 +158,6 @@ def _combine(
     for index in others:
         out.add_(changes[index], alpha=float(coordinate[index]))
     return out
-
-
-def evaluate_top(
-    name: str,
-    network: nn.Module,
-    formed: States,
-    coordinates: Coordinates,
-    features: Sequence[Features],
-    meter: Meter,
-    *,
-    threads: bool,
-) -> None:
-    """Losses when the top layer alone moves, from its stored inputs.
-
-    Args:
-        name: The top layer; `network` ends with it.
-        network: A private copy of the network.
-        formed: Of a subspace that moves parameters of that layer only.
-        coordinates: The points.
-        features: Batches of the layer's inputs.
-        meter: Receives the losses.
-        threads: Whether batches may be spread over threads.
-    """
-    active = [int(index) for index in np.flatnonzero(coordinates.any(axis=0))]
-    layer = _Layer(network, name, formed, active)
-
-    def one(_network: nn.Module, batch: int) -> Meter:
-        inputs, targets, shape = features[batch]
-        base, changes = layer.products(inputs)
-        part = meter.part()
-        limit = _STACK if base.device.type == "cpu" else _ACCELERATOR_STACK
-        step = max(1, limit // base.nbytes)
-        stack = base.new_empty((min(step, len(coordinates)), *base.shape))
-        for first in range(0, len(coordinates), step):
-            points = range(first, min(first + step, len(coordinates)))
-            for point, out in zip(points, stack, strict=False):
-                _combine(base, changes, coordinates[point], out)
-            part.add_stack(points, stack[: len(points)].view(len(points), *shape), targets)
-        return part
-
-    for part in in_threads(network, range(len(features)), one, allowed=threads):
-        meter.join(part)
 
 
 def evaluate_leading(
@@ -214,7 +189,7 @@ def evaluate_leading(
         ]
         chunk = _Leading(
             name,
-            _Layer(network, name, formed, active),
+            AffineLayer(network, name, formed, active),
             points,
             coordinates[points],
             [arithmetics[point] for point in points],
@@ -255,7 +230,7 @@ class _Leading:
     """Points that share the products of the first layer."""
 
     name: str
-    layer: _Layer
+    layer: AffineLayer
     points: np.ndarray
     coordinates: Coordinates
     arithmetics: Sequence[Arithmetic]
@@ -285,7 +260,7 @@ class _Leading:
             for point, coordinate, arithmetic, state in each:
                 if not wanted(int(point)):
                     continue
-                out = _combine(base, changes, coordinate, out)
+                out = combine(base, changes, coordinate, out)
                 given.value = arithmetic.product(out)
                 places.put(state)
                 with quick_linear(self.packed), arithmetic.used():
@@ -314,7 +289,7 @@ class _Leading:
         for point, coordinate, arithmetic, state in each:
             if not wanted(int(point)):
                 continue
-            out = _combine(base, changes, coordinate, out)
+            out = combine(base, changes, coordinate, out)
             outputs = chain(arithmetic.product(out), state, self.packed).to(base.dtype)
             found[int(point)] = outputs
             if outputs.nbytes * len(found) >= _STACK:

@@ -191,19 +191,37 @@ def takes_stacks(per_sample: PerSample) -> bool:
     return per_sample is _cross_entropy
 
 
-def stacked_cross_entropies(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropies `[points, N]` of outputs `[points, N, classes]`.
+def stacked_cross_entropies(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropies of outputs `[points, N, classes]`, and which predictions are correct.
 
     With the classes outermost, torch (2.13, on a CPU) finds the logarithms of a few probabilities
     many numbers at a time; with the classes innermost, one row at a time.
+
+    Returns:
+        Both `[points, N]`.
     """
     points, samples, _ = outputs.shape
     # Looked up with others: to ask whether there are any would wait for an accelerator.
     ignored = targets == _IGNORED
     logarithms = F.log_softmax(outputs.movedim(2, 0).contiguous(), 0)
     known = targets.masked_fill(ignored, 0)
-    losses = -logarithms.gather(0, known.expand(1, points, samples))[0]
-    return losses.masked_fill_(ignored, 0.0)
+    found = logarithms.gather(0, known.expand(1, points, samples))[0]
+    correct = _largest(logarithms, found)
+    correct = outputs.argmax(2) == targets if correct is None else correct & ~ignored
+    return (-found).masked_fill_(ignored, 0.0), correct
+
+
+def _largest(values: Tensor, chosen: Tensor) -> Tensor | None:
+    """Where the chosen one of `values` (along their first axis) is the largest, at a glance.
+
+    `None` where one has to look more closely: there are several largest ones or what is not a
+    number, or to ask that would wait for an accelerator.
+    """
+    if values.device.type != "cpu":
+        return None
+    largest = values.amax(0)
+    alone = torch.count_nonzero(values == largest) == largest.numel()
+    return chosen == largest if alone and not largest.isnan().any() else None
 
 
 def _mse(outputs: Any, targets: Tensor) -> Tensor:

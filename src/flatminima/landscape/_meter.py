@@ -160,15 +160,15 @@ class Meter:
             for point, each in zip(points, outputs, strict=True):
                 self.add(point, each, targets)
             return
-        s = stacked_cross_entropies(outputs, plain).double()
-        correct = outputs.argmax(2) == plain
+        losses, correct = stacked_cross_entropies(outputs, plain)
+        s = losses.double()
         count = float(s.shape[1])
         total = s.sum(1)
         self._take(points, [total, count, s.square().sum(1), total, count, correct.sum(1)])
         if not self.measures.alone:
             for index, point in enumerate(points):
-                losses, right = (s[index], None), correct[index]
-                self._add_beside(self._beside[point], outputs[index], plain, members, losses, right)
+                own, right = (s[index], None), correct[index]
+                self._add_beside(self._beside[point], outputs[index], plain, members, own, right)
 
     def _take(self, points: Sequence[int], columns: Sequence[Tensor | float]) -> None:
         """Add to the rows of some points; a column is a number, or holds one for each of them."""

@@ -13,7 +13,7 @@ from torch import nn
 from flatminima._linear import quick_linear
 from flatminima._seeds import derive_seed
 from flatminima.landscape import _layers
-from flatminima.landscape._affine import Features, Kept, evaluate_leading, evaluate_top
+from flatminima.landscape._affine import Kept, evaluate_leading
 from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._batches import Batch
 from flatminima.landscape._meter import Meter
@@ -22,6 +22,7 @@ from flatminima.landscape._problem import Path, Problem
 from flatminima.landscape._proof import AGREEMENT, disagreement
 from flatminima.landscape._suffix import Cut, cuts, evaluate_suffix
 from flatminima.landscape._threads import in_threads
+from flatminima.landscape._top import Features, evaluate_top, gathered
 from flatminima.landscape._world import room
 from flatminima.subspace import norm
 from flatminima.types import Buffers, Coordinates, Parameters
@@ -123,7 +124,7 @@ class Top:
         if batches is not given.batches:
             features = self._inputs(batches)
         else:
-            features = self.features = self.features or self._inputs(batches)
+            features = self.features = self.features or gathered(self._inputs(batches))
         evaluate_top(
             self.layer,
             given.network,

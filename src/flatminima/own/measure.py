@@ -37,7 +37,7 @@ from flatminima.subspace import Subspace
 # Points of a surface, and directions of a radius, that are computed and stored together.
 _TILE, _BLOCK = 50, 5
 # Raised when the same settings begin to mean other bytes.
-_VERSION = 1
+_VERSION = 2
 
 Step: TypeAlias = Callable[[Sequence[xr.Dataset]], xr.Dataset]
 """What a step computes from the datasets of the steps it depends on."""

@@ -20,6 +20,9 @@ from flatminima.store import canonical, sha256
 VERSIONS = {"train": 1, "network": 1, "tile": 2, "surface": 1, "radius": 3, "summary": 1, "line": 2}
 """Raised when the same settings begin to mean other bytes: old results of that kind are redone."""
 
+# Where less than all parameters move, which may be computed in a way of its own.
+_OF_PARTS = {"radius": 4}
+
 # Settings that joined a kind later: {kind: {"table.key": the value that changes nothing}}.
 _ADDED_TO_RECIPE = {"recipe.augment": "none", "recipe.precision": "float32"}
 _ADDED: dict[str, dict[str, Any]] = {"train": _ADDED_TO_RECIPE, "network": _ADDED_TO_RECIPE}
@@ -50,9 +53,10 @@ class Job:
     @cached_property
     def digest(self) -> str:
         """The hex sha256 that names the job."""
+        parts = self.settings.get("parameters", "all") != "all"
         value = {
             "kind": self.kind,
-            "version": VERSIONS[self.kind],
+            "version": (_OF_PARTS if parts else VERSIONS).get(self.kind, VERSIONS[self.kind]),
             "settings": _without_defaults(self.kind, self.settings),
             "dependencies": list(self.dependencies),
             "data": dict(self.data),

@@ -56,16 +56,18 @@ def asked_anew() -> Iterator[None]:
 
 @pytest.mark.usefixtures("asked_anew")
 @pytest.mark.parametrize(
-    ("machine", "x86", "onednn", "expected"),
+    ("machine", "told", "x86", "onednn", "expected"),
     [
-        ("x86_64", True, True, True),
-        ("AMD64", True, True, True),
-        ("x86_64", False, True, False),  # imitates them
-        ("aarch64", False, True, True),
-        ("aarch64", True, False, False),
+        ("x86_64", "flags : avx512f avx512_bf16", False, False, True),
+        ("x86_64", "flags : avx2", True, True, False),
+        ("AMD64", "", True, False, True),
+        ("x86_64", "", False, True, False),  # imitates them
+        ("aarch64", "Features : bf16", False, True, True),
+        ("aarch64", "", True, False, False),
     ],
 )
-def test_a_processor_has_units_or_not(monkeypatch, machine, x86, onednn, expected):
+def test_a_processor_has_units_or_not(monkeypatch, machine, told, x86, onednn, expected):
+    monkeypatch.setattr(_processor, "_cpuinfo", lambda: told)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: x86)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
@@ -89,7 +91,7 @@ def test_a_gpu_is_asked_whether_it_imitates_them(monkeypatch, here, units, expec
      ("GenuineIntel", "AVX512", False)],
 )  # fmt: skip
 def test_mkl_holds_back_where_it_leaves_units_unused(monkeypatch, vendor, units, expected):
-    monkeypatch.setattr(Path, "read_text", lambda *_args, **_named: f"vendor_id : {vendor}\n")
+    monkeypatch.setattr(_processor, "_cpuinfo", lambda: f"vendor_id : {vendor}\n")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: units)
     assert mkl_is_slow() is (expected and torch.backends.mkldnn.is_available())
 

@@ -31,9 +31,12 @@ def multiplies_halves(device: str) -> bool:
 
 @functools.cache
 def _processor_multiplies_halves() -> bool:
+    x86 = platform.machine().lower() in _X86
+    if x86 and (told := _cpuinfo()):  # at once: to load torch takes seconds
+        return "avx512_bf16" in told
     import torch
 
-    if platform.machine().lower() in _X86:
+    if x86:
         # oneDNN says yes wherever there is AVX-512, and imitates them by it.
         return bool(torch.cpu._is_avx512_bf16_supported())
     return torch.backends.mkldnn.is_available() and bool(  # type: ignore[no-untyped-call]
@@ -49,15 +52,19 @@ def mkl_is_slow() -> bool:
     """
     import torch
 
-    try:
-        vendor = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
     return (
-        "AuthenticAMD" in vendor
+        "AuthenticAMD" in _cpuinfo()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )
+
+
+def _cpuinfo() -> str:
+    """What Linux says of the processor; nothing elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import flatminima as fm
 from cases import perceptron, points
-from flatminima.landscape import _top
+from flatminima.landscape import _affine, _top
 from flatminima.landscape._losses import stacked_cross_entropies
 from flatminima.landscape._meter import Marked
 from flatminima.landscape._top import gathered
@@ -34,7 +34,7 @@ def features(sizes, *, marked=False, width=5, classes=3):
 @pytest.mark.parametrize("marked", [False, True])
 def test_batches_are_put_together_in_their_order(marked):
     given = features([7] * 40 + [3], marked=marked)
-    found = gathered(given)
+    found = gathered([*given])
     assert len(found) == 9  # five of them together, and what is left
     assert torch.equal(torch.cat([f[0] for f in found]), torch.cat([f[0] for f in given]))
     for inputs, targets, shape in found:
@@ -75,9 +75,12 @@ def _case(parameters=("4.weight", "4.bias"), dimensions=70, **how):
 
 
 @pytest.mark.parametrize("moved", [("4.weight", "4.bias"), ("4.weight",), ("4.bias",)])
-@pytest.mark.parametrize("directions", [1, 3, 1000])
-def test_losses_are_those_of_whole_passes(monkeypatch, moved, directions):
+@pytest.mark.parametrize(
+    ("directions", "together"), [(1, 2**25), (3, 2**25), (3, 0), (1000, 2**25)]
+)
+def test_losses_are_those_of_whole_passes(monkeypatch, moved, directions, together):
     monkeypatch.setattr(_top, "_DIRECTIONS", directions)
+    monkeypatch.setattr(_affine, "_TOGETHER", together)
     monkeypatch.setattr(_top, "STACK", 2000)
     scape, rays, at = _case(moved)
     found = scape.losses(rays, at)

@@ -136,7 +136,7 @@ def remarks(plan: Plan, address: str | None = None) -> list[str]:
         slower = f"about {IMITATED:.0f} times as long" if run.device == "cpu" else "much longer"
         found.append(
             f"  training  in bfloat16 takes {slower} as float32 on {where}, which has no units for"
-            ' it; precision = "auto" takes the quicker one'
+            ' it: precision = "float32" is the quicker one'
         )
     if fast:
         found.append(

@@ -32,6 +32,8 @@ from flatminima.types import Buffers, Coordinates
 
 # Outputs of so many bytes are turned into losses at once: they stay in a processor's cache.
 _STACK = 2**19
+# Weights of several directions are put together, and so copied, up to this size.
+_TOGETHER = 2**25
 
 
 class AffineLayer:
@@ -87,11 +89,13 @@ class AffineLayer:
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """The product at the origin, and those of some directions if they move the layer.
 
-        Of a linear layer they are one product of all weights together, `[classes, N]` transposed.
+        Of a small linear layer they are one product of all weights together, `[classes, N]`
+        transposed.
         """
         moving = [index for index in directions if self._directions[index] != (None, None)]
         weight, bias = self._origin
-        if self._product is not F.linear or inputs.ndim != 2:
+        large = weight.nbytes * (1 + len(moving)) > _TOGETHER
+        if large or self._product is not F.linear or inputs.ndim != 2:
             changes = {index: self.product(index, inputs) for index in moving}
             return self.product(None, inputs), changes
         own = [self._origin, *(self._directions[index] for index in moving)]

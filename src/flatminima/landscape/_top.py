@@ -32,20 +32,25 @@ _SHARE, _FEWEST = 2, 8
 _DIRECTIONS = 32
 
 
-def gathered(features: Sequence[Features]) -> list[Features]:
+def gathered(features: list[Features]) -> list[Features]:
     """The same examples in fewer and larger batches, where inputs and targets are plain tensors.
 
     How many hangs on sizes alone, so that it moves no bits.
+
+    Args:
+        features: In the end empty if they were put together: they may be large.
     """
-    if not features or not all(map(_plain, features)):
-        return list(features)
+    if not all(map(_plain, features)) or not features:
+        return features
     inputs, _, shape = features[0]
     outputs = inputs.element_size() * shape.numel()
     limit = STACK if inputs.device.type == "cpu" else ACCELERATOR_STACK
     together = max(1, min(limit // _SHARE // max(outputs, 1), len(features) // _FEWEST))
-    return [
-        _joined(features[first : first + together]) for first in range(0, len(features), together)
-    ]
+    found = []
+    while features:
+        found.append(_joined(features[:together]))
+        del features[:together]
+    return found
 
 
 def _plain(feature: Features) -> bool:

@@ -214,6 +214,18 @@ def test_the_readme_shows_what_each_processor_did(file: str, row: str) -> None:
         assert shown == ", ".join(f"{ratio:.{digits}f}" for ratio in found)
 
 
+def test_the_readme_says_how_far_another_processor_is_off() -> None:
+    keys = ["parameters", "group", "column"]
+    folder = ROOT / "results" / "mnist-quick"
+    ours, theirs = (
+        pd.read_csv(folder / name).query("column != 'published'").set_index(keys)["mean"]
+        for name in ("table.csv", "table-avx2.csv")
+    )
+    assert len(ours) == 12
+    off = float((theirs / ours - 1).abs().max())
+    assert f"differ by {100 * off:.0f} % at most" in " ".join(README.split())
+
+
 def test_the_page_on_speed_shows_what_was_measured():
     works = json.loads((ROOT / "results" / "speed" / "cpu.json").read_text())["works"]
     text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())

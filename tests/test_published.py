@@ -214,6 +214,22 @@ def test_the_readme_shows_what_each_processor_did(file: str, row: str) -> None:
         assert shown == ", ".join(f"{ratio:.{digits}f}" for ratio in found)
 
 
+def test_the_page_on_speed_shows_a_processor_without_avx512() -> None:
+    works = json.loads((ROOT / "results" / "speed" / "cpu-avx2.json").read_text())["works"]
+    text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
+    plane, top = works["mnist-plane"], works["mnist-radius-top"]["natural"]
+    products = 784 * 800 + 800 * 320 + 320 * 50 + 50 * 10
+    plain = 2e-9 * 60_000 * products / plane["seconds_per_point"]["plain loop"]
+    rates = plane["gflop_per_second"]
+    assert f"runs at {plain:.0f} GFLOP/s and `exact` at {rates['exact']}," in text
+    assert f"gained, {plane['times_faster_than']['exact']['plain loop']:.1f} times of" in text
+    assert f"at {rates['bfloat16 product']} GFLOP/s" in text
+    seconds = top["seconds"]
+    assert f"the {top['evaluations']} evaluations for 20 directions" in text
+    assert f"{seconds['exact']:.1f} s on two cores; a pass of the plain" in text
+    assert f"loop takes {seconds['one pass of the plain loop']:.1f}." in text
+
+
 def test_the_readme_says_how_far_another_processor_is_off() -> None:
     keys = ["parameters", "group", "column"]
     folder = ROOT / "results" / "mnist-quick"

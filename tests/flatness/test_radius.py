@@ -9,6 +9,8 @@ from torch import nn
 
 import flatminima as fm
 from cases import CLASSES, half_square, perceptron, points, quadratic
+from flatminima.flatness._crossing import _Ray
+from flatminima.flatness._walk import Walk
 from flatminima.flatness.radius import CENSORED, CROSSED, NON_FINITE
 from flatminima.subspace import Subspace
 
@@ -269,6 +271,17 @@ def test_a_crossing_takes_few_evaluations_near_any_guess(scale):
     np.testing.assert_allclose(result.radius, 0.05 ** (1 / 3) * scale, rtol=1e-6)
     decades = max(0.0, -np.log10(scale))
     assert (result.evaluations <= 10 + 6 * decades).all()
+
+
+def test_a_bracket_as_narrow_as_rounding_has_a_crossing():
+    # Below the threshold and at it by one bit, of which the roots know nothing.
+    threshold = 4.770201866357349
+    network, data = quadratic([1.0, 2.0])
+    landscape = fm.Landscape(network, data, loss=half_square)
+    ray = _Ray(Walk(landscape.losses, Subspace.random(network, 1, 0), threshold), 0, 1)
+    ray.add(np.array([2.0, 2.0005]), np.array([np.nextafter(threshold, 0.0), threshold]))
+    assert (ray.outcome, ray.is_closed(1e-3)) == (CROSSED, True)
+    assert 2.0 <= ray.radius() <= 2.0005
 
 
 @given(first=st.floats(0.05, 3.0), hump=st.floats(0.9, 2.0), dip=st.floats(0.3, 1.5))

@@ -123,7 +123,9 @@ class _Ray:
             return low
         below = self.rises[self.event - 1] if self.event else 0.0
         start, end = _signed_root(np.array([below, self.rises[self.event]]), self._threshold)
-        return float(low + (high - low) * start / (start - end))
+        # Numbers so close to the threshold that their roots are one lie at the crossing, both.
+        share = start / (start - end) if start < end else 0.5
+        return float(low + (high - low) * share)
 
     def approach(self, limit: float) -> list[float]:
         """A point just beyond where the loss is predicted to cross, unless one is known."""

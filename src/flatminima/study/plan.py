@@ -48,25 +48,23 @@ def resolve(study: Study, earlier: Mapping[str, Any] | None = None) -> Study:
     return study.model_copy(update=resolved)
 
 
+def _is_of(earlier: Mapping[str, Any], study: Study) -> bool:
+    """Whether an earlier run was of the same network on the same kind of device."""
+    device: str = earlier["run"]["device"]
+    return earlier["model"] == study.model.model_dump() and device == study.run.device
+
+
 def _training_precision(study: Study, earlier: Mapping[str, Any] | None) -> str:
-    """What "auto" means: as in an earlier run of this training on this device, or the quicker."""
-    if (
-        earlier is not None
-        and earlier["model"] == study.model.model_dump()
-        and earlier["run"]["device"] == study.run.device
-    ):
+    """What "auto" means: as in an earlier run, or the quicker."""
+    if earlier is not None and _is_of(earlier, study):
         # Networks that are trained already are not trained anew because a store has moved.
-        return str(earlier["training"]["precision"])
+        return str(earlier["training"].get("precision", "float32"))
     return "bfloat16" if multiplies_halves(study.run.device) else "float32"
 
 
 def _batch_size(study: Study, earlier: Mapping[str, Any] | None) -> int:
-    """What "auto" means: as in an earlier run of this network on this device, or the usual."""
-    if (
-        earlier is not None
-        and earlier["model"] == study.model.model_dump()
-        and earlier["run"]["device"] == study.run.device
-    ):
+    """What "auto" means: as in an earlier run, or the usual."""
+    if earlier is not None and _is_of(earlier, study):
         return int(earlier["run"]["batch_size"])
     sizes = _BATCH_SIZE if study.run.device == "cpu" else _ACCELERATOR_BATCH_SIZE
     return sizes[study.model.name]

@@ -30,8 +30,9 @@ from _speed_ways import at_hand
 
 import flatminima as fm
 from flatminima.landscape._arithmetic import repeated_points
+from flatminima.study.auto import resolve
 from flatminima.study.config import load_study, parse_study
-from flatminima.study.plan import plan_study, resolve
+from flatminima.study.plan import plan_study
 from flatminima.study.work import _make_landscape, load_split, make_landscape
 from flatminima.training import TrainingRun
 

@@ -19,9 +19,10 @@ from flatminima.cli import _progress, main
 from flatminima.cli._progress import Bars, Lines, make_display, units
 from flatminima.cli._text import duration, rate, size
 from flatminima.store import Store
+from flatminima.study.auto import resolve
 from flatminima.study.config import parse_study
 from flatminima.study.job import Job
-from flatminima.study.plan import plan_study, resolve
+from flatminima.study.plan import plan_study
 
 STUDY = """
 name = "small"

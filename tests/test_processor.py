@@ -18,7 +18,7 @@ from flatminima.report.captions import _precision
 from flatminima.report.contents import Surface
 from flatminima.report.networks.words import about
 from flatminima.study.check import check_results
-from flatminima.study.estimate import IMITATED, job_seconds
+from flatminima.study.estimate import job_seconds
 from flatminima.study.run import make_plan, run_study
 
 STUDY = """
@@ -125,7 +125,7 @@ def study(tmp_path: Path) -> Path:
 def test_a_run_says_so_before_it_computes(study, tmp_path):
     plan = make_plan(study, out=tmp_path / "runs")
     training, computing = remarks(plan)
-    assert f"training  in bfloat16 takes about {IMITATED:.0f} times as long" in training
+    assert "training  in bfloat16: this processor has no units for it" in training
     assert "float32" in computing
     assert announcement(plan, {}, "serial", 1)[-3:-1] == [training, computing]
     assert all(len(line) < 160 for line in (training, computing))
@@ -145,6 +145,15 @@ def test_the_time_of_training_follows_the_processor(study, tmp_path, request):
     quick = job_seconds(job)
     request.getfixturevalue("no_halves")
     assert job_seconds(job) > quick
+
+
+def test_the_time_of_training_on_a_gpu_does_not(study, tmp_path, request):
+    plan = make_plan(study, out=tmp_path / "runs", device="cuda")
+    job = next(job for job in plan.jobs if job.kind == "train")
+    request.getfixturevalue("halves")
+    seconds = job_seconds(job)
+    request.getfixturevalue("no_halves")
+    assert job_seconds(job) == seconds
 
 
 @pytest.mark.usefixtures("no_halves")

@@ -13,8 +13,7 @@ _X86 = ("x86_64", "amd64")
 def multiplies_halves(device: str) -> bool:
     """Whether a device has units for products in bfloat16.
 
-    Elsewhere torch imitates them, at a small fraction of the speed of float32: VGG16 takes forty
-    times as long on a processor with AVX2 alone.
+    Elsewhere torch imitates them, at a small fraction of the speed of float32.
 
     Args:
         device: Of this machine ("cpu", "cuda", "mps"); of a GPU that is elsewhere it is assumed.

@@ -7,9 +7,10 @@ import pytest
 
 from flatminima.data.sources import data_digest
 from flatminima.study import job as job_module
+from flatminima.study.auto import resolve
 from flatminima.study.config import load_study, parse_study
 from flatminima.study.job import Job
-from flatminima.study.plan import RESULTS, needed, plan_study, resolve
+from flatminima.study.plan import RESULTS, needed, plan_study
 
 STUDIES = Path(__file__).parents[2] / "studies"
 Make = Callable[..., dict[str, Any]]

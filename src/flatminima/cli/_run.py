@@ -9,13 +9,7 @@ from flatminima._processor import multiplies_halves
 from flatminima.cli._text import duration, size
 from flatminima.data.sources import download_size
 from flatminima.store import Store, canonical, sha256
-from flatminima.study.estimate import (
-    IMITATED,
-    corrections,
-    half_precision,
-    job_bytes,
-    run_seconds,
-)
+from flatminima.study.estimate import corrections, half_precision, job_bytes, run_seconds
 from flatminima.study.executors import open_executor
 from flatminima.study.plan import RESULTS
 from flatminima.study.run import (
@@ -133,10 +127,9 @@ def remarks(plan: Plan, address: str | None = None) -> list[str]:
     where = "this processor" if run.device == "cpu" else "this GPU"
     found = []
     if trained:
-        slower = f"about {IMITATED:.0f} times as long" if run.device == "cpu" else "much longer"
         found.append(
-            f"  training  in bfloat16 takes {slower} as float32 on {where}, which has no units for"
-            ' it: precision = "float32" is the quicker one'
+            f"  training  in bfloat16: {where} has no units for it, so that it takes many times as"
+            ' long as precision = "float32"'
         )
     if fast:
         found.append(

@@ -13,10 +13,11 @@ from flatminima.cli._snapshot import Count, Snapshot, take
 from flatminima.cli._studies import study_source
 from flatminima.cli._text import duration
 from flatminima.store import Store, StoreError
+from flatminima.study.auto import resolve
 from flatminima.study.config import Study, load_study
 from flatminima.study.job import Job
 from flatminima.study.live import read_live, state
-from flatminima.study.plan import plan_study, resolve
+from flatminima.study.plan import plan_study
 from flatminima.study.run import Plan, make_plan
 
 _GLANCE = 2.0  # seconds between two looks at a run that is watched

@@ -33,7 +33,7 @@ _OVERHEAD = {
 _VGG16_MULTIPLICATIONS = 313_000_000
 # A training step in half precision takes this share of one in float32 where there are units for it
 # (AVX-512 BF16), and so many times as long where it is imitated (AVX2).
-_HALF_PRECISION, IMITATED = 0.55, 30.0
+_HALF_PRECISION, _IMITATED = 0.55, 30.0
 _MLP_SIZES = (784, 800, 320, 50, 10)
 # What a large GPU takes of a core's time for a forward pass and for a training step, and for a step
 # at least: roughly, to tell minutes from hours before anything of a kind is in the store.
@@ -72,7 +72,7 @@ def job_seconds(job: Job) -> float:
         # Each epoch ends with an evaluation of both splits.
         data = settings["data"]
         test = data.get("test_limit") or SOURCES[data["dataset"]].samples["test"]
-        step = _STEP * (_half_precision() if half_precision(job) else 1.0)
+        step = _STEP * (_half_precision(gpu=gpu) if half_precision(job) else 1.0)
         epoch = ((step + 1) * images + test) * multiplications(settings["model"])
         if gpu:
             steps: float = images / settings["recipe"]["batch_size"]
@@ -94,8 +94,8 @@ def half_precision(job: Job) -> bool:
     return bool(job.settings.get("recipe", {}).get("precision") == "bfloat16")
 
 
-def _half_precision() -> float:
-    return _HALF_PRECISION if multiplies_halves("cpu") else IMITATED
+def _half_precision(*, gpu: bool) -> float:
+    return _HALF_PRECISION if gpu or multiplies_halves("cpu") else _IMITATED
 
 
 def corrections(jobs: Iterable[Job], records: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -7,7 +7,7 @@ depends on, and the digests of its data. Three rules keep names stable:
   directions never renames a network.
 * A setting that is added later joins `_ADDED` with the value under which it changes nothing, and
   is left out of the digest while it has that value.
-* `auto` never enters a digest; `flatminima.study.plan.resolve` has replaced it before.
+* `auto` never enters a digest; `flatminima.study.auto.resolve` has replaced it before.
 """
 
 from collections.abc import Mapping

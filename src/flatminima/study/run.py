@@ -9,12 +9,13 @@ from typing import Any
 from flatminima._devices import check_device, visible_gpus
 from flatminima.data.sources import fetch
 from flatminima.store import Store
+from flatminima.study.auto import resolve
 from flatminima.study.config import Study, StudyError, load_study, parse_study
 from flatminima.study.execute import Event, Listener, execute
 from flatminima.study.executors import Takes, open_executor
 from flatminima.study.job import Job
 from flatminima.study.live import Live
-from flatminima.study.plan import PARTS, RESULTS, needed, plan_study, resolve
+from flatminima.study.plan import PARTS, RESULTS, needed, plan_study
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,11 @@ precision = "fast"
 @pytest.fixture
 def asked_anew() -> Iterator[None]:
     """Answers are remembered; not within, nor from there."""
-    answers = _processor._processor_multiplies_halves, _processor.mkl_is_slow
+    answers = (
+        _processor._processor_multiplies_halves,
+        _processor._onednn_at_hand,
+        _processor.mkl_is_slow,
+    )
     for answer in answers:
         answer.cache_clear()
     yield
@@ -92,6 +96,7 @@ def test_a_gpu_is_asked_whether_it_imitates_them(monkeypatch, here, units, expec
 )  # fmt: skip
 def test_mkl_holds_back_where_it_leaves_units_unused(monkeypatch, vendor, units, expected):
     monkeypatch.setattr(_processor, "_cpuinfo", lambda: f"vendor_id : {vendor}\n")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: units)
     assert mkl_is_slow() is (expected and torch.backends.mkldnn.is_available())
 

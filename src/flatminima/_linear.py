@@ -17,7 +17,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from flatminima._processor import mkl_is_slow, multiplies_halves
+from flatminima._processor import mkl_is_slow, packs_halves
 
 # Below this many products per sample, or samples, calling oneDNN costs more than it saves.
 _LEAST_WEIGHTS = 16_384
@@ -130,10 +130,9 @@ def affine(inputs: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) 
     dtype = inputs.dtype
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     quick = (
-        mkl_is_slow()
+        ((dtype == torch.float32 and mkl_is_slow()) or (dtype == torch.bfloat16 and packs_halves()))
         and inputs.ndim == 2
         and len(inputs) * weight.numel() >= _LEAST_PRODUCTS
-        and (dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_halves("cpu")))
         and _plain(dtype, inputs, weight, bias)
     )
     if quick:

@@ -55,6 +55,25 @@ def mkl_is_slow() -> bool:
         "AuthenticAMD" in _cpuinfo()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+        and _onednn_at_hand()
+    )
+
+
+def packs_halves() -> bool:
+    """Whether weights in bfloat16 that many batches meet may be brought into oneDNN's order.
+
+    torch has it do that for every product.
+    """
+    return _processor_multiplies_halves() and _onednn_at_hand()
+
+
+@functools.cache
+def _onednn_at_hand() -> bool:
+    """Whether its products may be called for directly; asked on x86 only, where that was tried."""
+    import torch
+
+    return (
+        platform.machine().lower() in _X86
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")

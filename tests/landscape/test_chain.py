@@ -9,7 +9,7 @@ from torch import nn
 
 import flatminima as fm
 from cases import perceptron, points, seeded, states
-from flatminima import _linear
+from flatminima import _linear, _processor
 from flatminima.landscape import _affine, _suffix
 from flatminima.landscape._chain import Chain, chain_behind
 from flatminima.landscape._states import States
@@ -80,8 +80,33 @@ def test_plain_layers_in_a_row_are_a_chain(network, affine):
     inputs = torch.randn(9, 6)
     state = dict(network.named_parameters())
     with torch.no_grad():
-        got = chain(network[0](inputs), state, _linear.Packed(()))
+        got = chain(network[0](inputs), state, _linear.Packed(()), lambda value: value)
         assert torch.equal(got, network(inputs))
+
+
+def test_what_is_rectified_before_it_is_rounded_is_the_same_number():
+    network = behind(nn.Flatten(), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    chain = chain_behind(network, "0")
+    state = {name: value.to(torch.bfloat16) for name, value in network.named_parameters()}
+    value = torch.cat(
+        [torch.randn(9, 5), torch.tensor([[-0.0, torch.inf, -torch.inf, 1e-45, 1e5]])]
+    )
+    given = []
+
+    def convert(value):
+        given.append(value.clone())
+        return value.to(torch.bfloat16)
+
+    with torch.no_grad():
+        got = chain(value.clone(), state, _linear.Packed(()), convert)
+        halves = nn.functional.linear(
+            value.to(torch.bfloat16).relu(), state["3.weight"], state["3.bias"]
+        )
+        want = nn.functional.linear(halves.relu(), state["5.weight"], state["5.bias"])
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(given[0], value.relu())
+    assert len(given) == 1
 
 
 @pytest.mark.parametrize(
@@ -207,12 +232,26 @@ def test_an_affine_map_is_that_of_torch(monkeypatch, dtype):
     monkeypatch.setattr(_linear, "mkl_is_slow", lambda: True)
     draws = torch.Generator().manual_seed(0)
     inputs, weight = (torch.randn(n, 200, generator=draws).to(dtype) for n in (150, 90))
-    bias = torch.randn(90, generator=draws)
+    bias = torch.randn(90, generator=draws).to(dtype)
     got = _linear.affine(inputs, weight, bias, _linear.Packed([weight]))
-    want = nn.functional.linear(inputs.double(), weight.double(), bias.to(dtype).double())
+    want = nn.functional.linear(inputs.double(), weight.double(), bias.double())
     assert got.dtype == dtype
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float64: 1e-12}[dtype]
     torch.testing.assert_close(got.double(), want, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.usefixtures("halves")
+def test_weights_in_half_precision_are_brought_into_order_once(monkeypatch):
+    if not _processor._onednn_at_hand():
+        pytest.skip("torch has no oneDNN here")
+    monkeypatch.setattr(_linear, "mkl_is_slow", lambda: False)
+    inputs, weight = torch.randn(150, 200), torch.randn(90, 200)
+    for dtype, packs in ((torch.float32, False), (torch.bfloat16, True)):
+        own = weight.to(dtype)
+        packed = _linear.Packed([own])
+        for _ in range(2):
+            _linear.affine(inputs.to(dtype), own, None, packed)
+        assert len(packed._packed) == packs
 
 
 def test_a_network_in_float64_gives_the_losses_of_its_modules(monkeypatch):

@@ -1,5 +1,7 @@
 """Half precision: near the exact answer, honest about the distance, and no further than asked."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import flatminima as fm
 from cases import ImageNet, Tied, TwoInputs, images, perceptron, points, seeded
 from flatminima.data import Dataset
 from flatminima.landscape._arithmetic import fast, repeated_points
+from flatminima.landscape._batches import Batches
 from flatminima.subspace import Subspace
 
 pytestmark = pytest.mark.usefixtures("halves")
@@ -79,6 +82,69 @@ def test_some_points_are_computed_in_both_ways_and_the_largest_difference_is_tol
     assert len(set(repeated_points(2500))) == 50
 
 
+@pytest.mark.parametrize("name", ["affine", "convolutions", "recomputed", "keywords", "tied"])
+def test_of_many_examples_some_are_computed_in_both_ways(monkeypatch, name: str) -> None:
+    network, dataset, policy, _ = _case(name)
+    plane = Subspace.random(network, 2, seed=0)
+    at = np.random.default_rng(1).normal(size=(60, 2))
+
+    def losses(data: Dataset, points: np.ndarray, precision: str) -> fm.landscape.Losses:
+        landscape = fm.Landscape(
+            network, data, batchnorm=policy, precision=precision, batch_size=7,
+            recompute_samples=20, recompute_batch=10,
+        )  # fmt: skip
+        return landscape.losses(plane, points)
+
+    whole = losses(dataset, at, "fast")
+    count = len(dataset) // 2 + 1
+    monkeypatch.setattr("flatminima.landscape._landscape.COMPARED", count)
+    found = losses(dataset, at, "fast")
+    assert (whole.repeated, whole.compared) == (3, len(dataset))
+    assert (found.repeated, found.compared, found.samples) == (3, count, len(dataset))
+    np.testing.assert_array_equal(found.loss, whole.loss)
+    if policy != "recompute":  # whose statistics are of the whole dataset all the same
+        rows = torch.linspace(0, len(dataset) - 1, count).round().long()
+        some = Dataset(*dataset.batch(rows))
+        near, true = (losses(some, at[repeated_points(60)], how) for how in ("fast", "exact"))
+        assert found.difference == pytest.approx(np.abs(near.loss - true.loss).max(), rel=0.05)
+    assert 0 < found.difference != whole.difference
+
+
+def test_what_is_compared_is_spread_over_the_data_and_over_the_batches() -> None:
+    data = Dataset(torch.arange(103.0)[:, None], torch.zeros(103, dtype=torch.int64))
+    batches = Batches(data, None, size=10)
+    assert batches.spread(103) is batches
+    some = batches.spread(25)
+    found = [inputs[:, 0] for inputs, _ in some]
+    assert [len(rows) for rows in found] == [9, 8, 8]
+    with pytest.raises(IndexError):
+        some[3]
+    rows = torch.cat(found).sort().values
+    assert (rows[0], rows[-1]) == (0, 102)
+    assert set(rows.diff().tolist()) == {4.0, 5.0}
+    for each in found:  # a dataset sorted by class does not give batches of one class
+        assert each[0] < 15
+        assert each[-1] > 87
+
+
+@pytest.mark.parametrize("compared", [10_000, 20])
+def test_what_was_stopped_early_is_not_compared(monkeypatch, compared) -> None:
+    monkeypatch.setattr("flatminima.landscape._landscape.COMPARED", compared)
+    network, dataset, *_ = _case("affine")
+    plane = Subspace.random(network, 2, seed=0)
+    at = np.random.default_rng(1).normal(size=(40, 2))
+    landscape = fm.Landscape(network, dataset, precision="fast", batch_size=10)
+    found = landscape.losses(plane, at)
+    clipped = landscape.losses(plane, at, clip=0.5 * found.loss.min())
+    assert clipped.clipped.all()
+    assert (clipped.repeated, clipped.difference) == (3, 0.0)
+    again = repeated_points(40)
+    lowest, *_, highest = np.sort(found.loss[again])
+    clipped = landscape.losses(plane, at, clip=(lowest + highest) / 2)
+    assert 0 < clipped.clipped[again].sum() < 3
+    assert 0 < clipped.difference <= found.difference
+
+
 def test_the_precision_of_one_call_leaves_the_next_alone() -> None:
     network, dataset, *_ = _case("convolutions")
     plane = Subspace.random(network, 2, seed=0)
@@ -96,8 +162,10 @@ def test_a_difference_in_what_is_finite_is_infinite() -> None:
     loss, finite = exact.loss.copy(), exact.finite.copy()
     loss[1], finite[1] = np.nan, False
     holed = fm.landscape.Losses(loss, {}, finite, None, "affine", "none", 30)
-    assert holed.difference_from(exact, np.arange(3)) == np.inf
-    assert holed.difference_from(holed, np.arange(3)) == 0.0
+    assert holed.difference_from(exact) == np.inf
+    stopped = replace(holed, clipped=~finite, clip=1.0)
+    assert stopped.difference_from(exact) == 0.0
+    assert holed.difference_from(holed) == 0.0
 
 
 def test_the_top_layer_is_exact_all_the_same() -> None:

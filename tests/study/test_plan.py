@@ -190,6 +190,18 @@ def test_radii_of_all_parameters_keep_their_names_where_those_of_a_part_change(
     assert not before["top"] & after["top"]
 
 
+def test_what_is_exact_keeps_its_name_where_half_precision_comes_to_mean_other_bytes(
+    smallest: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, quick = smallest(), smallest(run={"precision": "fast"})
+    before = [_plan(exact), _plan(quick)]
+    monkeypatch.setitem(job_module._IN_HALF, "tile", 99)
+    after = [_plan(exact), _plan(quick)]
+    assert _digests(before[0], "tile") == _digests(after[0], "tile")
+    assert not _digests(before[1], "tile") & _digests(after[1], "tile")
+    assert _digests(before[1], "radius") == _digests(after[1], "radius")
+
+
 def test_only_what_results_need_is_to_do(smallest: Make) -> None:
     jobs = _plan(smallest())
     every = _digests(jobs, *job_module.VERSIONS)

@@ -14,6 +14,8 @@ from numpy.testing import assert_allclose
 
 from flatminima.data import load_dataset
 from flatminima.landscape import Landscape
+from flatminima.report.captions import _precision
+from flatminima.report.contents import Surface
 from flatminima.store import Store, StoreError
 from flatminima.study import StudyError, run_study, stored_minimum
 from flatminima.study.check import check_results, copy_results, missing_results
@@ -319,13 +321,22 @@ def test_arguments_replace_the_settings_of_the_file(smallest: Make, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("halves")
-def test_a_fast_study_says_how_far_its_surfaces_are_off(smallest: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compared", [None, 20])
+def test_a_fast_study_says_how_far_its_surfaces_are_off(
+    smallest: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compared: int | None
+) -> None:
+    if compared:
+        monkeypatch.setattr("flatminima.landscape._landscape.COMPARED", compared)
     store = run_study(smallest(run={"precision": "fast"}), out=tmp_path / "runs", only=["surfaces"])
     surfaces = _results(store, "surface", "surface.zarr")
     assert len(surfaces) == 2
     for surface in surfaces:
         assert surface.attrs["precision"] == "fast"
         assert surface.attrs["repeated"] == 1 + 1  # one of each tile
+        assert surface.attrs["compared_samples"] == (compared or surface.attrs["samples"])
+        told = _precision([Surface("a", "end", "train", surface)])
+        over = f" (over {compared} examples)" if compared else ""
+        assert f"at 2 points computed in float32 too{over} the loss" in told
         assert 0 < surface.attrs["largest_difference"] < 0.05
     assert all(agrees for _, agrees in check_results(store))
 

@@ -172,7 +172,7 @@ def evaluate_leading(
     buffers: Buffers,
     batches: Sequence[Batch],
     meter: Meter,
-    arithmetics: Sequence[Arithmetic],
+    arithmetic: Arithmetic,
     *,
     threads: bool,
     kept: Kept | None = None,
@@ -180,23 +180,21 @@ def evaluate_leading(
     """Losses at any points, with the products of the first layer shared between them.
 
     Batches are outside and points inside: a batch and its products stay in the cache while all
-    points of a chunk use them. The shared layer is exact whatever the arithmetic of a point is:
-    many points use it.
+    points of a chunk use them. The shared layer is exact whatever the arithmetic of the points is:
+    many of them use it.
     """
     own = own_parameters(network, name)
     # An accelerator is kept at work by the order of things, not by what lies between them.
     on_cpu = next(network.parameters()).device.type == "cpu"
     chain = chain_behind(network, name) if on_cpu else None
     for points, active in _chunks(formed.subspace, coordinates, own):
-        behind = [
-            arithmetics[point].ready(formed.at(coordinates[point], without=own)) for point in points
-        ]
+        behind = [arithmetic.ready(formed.at(coordinates[point], without=own)) for point in points]
         chunk = _Leading(
             name,
             AffineLayer(network, name, formed, active),
             points,
             coordinates[points],
-            [arithmetics[point] for point in points],
+            arithmetic,
             # A network may write to its buffers; no point must see what another left there.
             [
                 {**state, **{key: value.clone() for key, value in buffers.items()}}
@@ -237,7 +235,7 @@ class _Leading:
     layer: AffineLayer
     points: np.ndarray
     coordinates: Coordinates
-    arithmetics: Sequence[Arithmetic]
+    arithmetic: Arithmetic
     states: Sequence[dict[str, Tensor]]
     packed: Packed
     chain: Chain | None
@@ -258,18 +256,18 @@ class _Leading:
         args, kwargs = arguments(inputs)
         out: Tensor | None = None
         given = Given()
-        each = zip(self.points, self.coordinates, self.arithmetics, self.states, strict=True)
+        each = zip(self.points, self.coordinates, self.states, strict=True)
         base, changes = products
         with replaced(network, self.name, given), Places(network) as places:
-            for point, coordinate, arithmetic, state in each:
+            for point, coordinate, state in each:
                 if not wanted(int(point)):
                     continue
                 out = combine(base, changes, coordinate, out)
-                given.value = arithmetic.product(out)
+                given.value = self.arithmetic.product(out)
                 places.put(state)
-                with quick_linear(self.packed), arithmetic.used():
+                with quick_linear(self.packed), self.arithmetic.used():
                     outputs = network(*args, **kwargs)
-                arithmetic.add(meter, int(point), outputs, targets)
+                self.arithmetic.add(meter, int(point), outputs, targets)
 
     def _evaluate_chain(
         self,
@@ -289,12 +287,13 @@ class _Leading:
                 meter.add_stack([*found], torch.stack([*found.values()]), targets)
                 found.clear()
 
-        each = zip(self.points, self.coordinates, self.arithmetics, self.states, strict=True)
-        for point, coordinate, arithmetic, state in each:
+        for point, coordinate, state in zip(
+            self.points, self.coordinates, self.states, strict=True
+        ):
             if not wanted(int(point)):
                 continue
             out = combine(base, changes, coordinate, out)
-            outputs = chain(arithmetic.product(out), state, self.packed).to(base.dtype)
+            outputs = chain(out, state, self.packed, self.arithmetic.product).to(base.dtype)
             found[int(point)] = outputs
             if outputs.nbytes * len(found) >= _STACK:
                 add()

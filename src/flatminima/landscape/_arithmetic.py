@@ -26,6 +26,8 @@ HALF = torch.bfloat16
 # One point in so many is computed in both ways. Of few points it is three, for the difference hangs
 # on where in the plane a point lies, but no more than one in eight: they would cost what is saved.
 _REPEATED, _FEWEST, _AT_MOST = 50, 3, 8
+# Over so many examples: a mean over them tells a difference as well as one over all.
+COMPARED = 10_000
 
 
 @dataclass(frozen=True)

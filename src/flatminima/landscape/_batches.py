@@ -81,6 +81,13 @@ class Batches(Sequence[Batch]):
         for chunk in rows.view(self.clean_size, -1).T:
             yield self._rows(chunk)
 
+    def spread(self, count: int) -> Sequence[Batch]:
+        """So many examples, spread evenly over the dataset; all of them if there are no more."""
+        if len(self.dataset) <= count:
+            return self
+        rows = torch.linspace(0, len(self.dataset) - 1, count, device=self.dataset.device)
+        return _Spread(self, rows.round().long(), -(-count // self.size))
+
     def _rows(self, rows: slice | Tensor) -> Batch:
         inputs, targets = self.dataset.batch(rows)
         if self.dtype is not None:
@@ -93,3 +100,20 @@ class Batches(Sequence[Batch]):
         if self.members is not None:
             targets = Marked(targets, self.members[rows])
         return inputs, targets
+
+
+@dataclass(frozen=True)
+class _Spread(Sequence[Batch]):
+    """Some examples in so many batches, interleaved like those of the clean subset."""
+
+    batches: Batches
+    rows: Tensor
+    number: int
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self.number:
+            raise IndexError(index)
+        return self.batches._rows(self.rows[index :: self.number])

@@ -8,7 +8,7 @@ Only the structure is asked, never the data: of `Sequential` it is known what it
 input, of a module with a `forward` of its own it is not.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -30,20 +30,31 @@ class Chain:
 
     steps: tuple[Names | nn.ReLU | nn.Flatten, ...]
 
-    def __call__(self, value: Tensor, state: Mapping[str, Tensor], packed: Packed) -> Tensor:
+    def __call__(
+        self,
+        value: Tensor,
+        state: Mapping[str, Tensor],
+        packed: Packed,
+        convert: Callable[[Tensor], Tensor],
+    ) -> Tensor:
         """The network's output; `value` may be written to.
 
         Args:
-            value: What the layer returned, in the type that products are to have.
+            value: What the layer returned.
             state: Parameters by name.
             packed: Those that many batches meet.
+            convert: Gives `value` the type that products are to have. Numbers are rectified before
+                they are rounded, which gives the same ones and is quicker.
         """
+        converted = False
         for step in self.steps:
             if isinstance(step, nn.ReLU):
                 value = value.relu_()
             elif isinstance(step, nn.Flatten):
                 value = step(value)
             else:
+                value = value if converted else convert(value)
+                converted = True
                 weight, bias = step
                 value = affine(value, state[weight], state[bias] if bias else None, packed)
         return value

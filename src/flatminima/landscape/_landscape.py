@@ -13,13 +13,14 @@ from flatminima._processor import multiplies_halves
 from flatminima.data import as_dataset
 from flatminima.landscape import _batchnorm, _layers
 from flatminima.landscape._arithmetic import (
+    COMPARED,
     Arithmetic,
     check_precision,
     exact,
     fast,
     repeated_points,
 )
-from flatminima.landscape._batches import Batches
+from flatminima.landscape._batches import Batch, Batches
 from flatminima.landscape._losses import Losses, PerSample, check_classes, per_sample_loss
 from flatminima.landscape._meter import Measures, Meter
 from flatminima.landscape._model_loss import Weight, model_loss
@@ -65,9 +66,10 @@ class Landscape:
         batchnorm: "auto", "recompute", "keep", "interpolate" or "batch"; see `docs/definitions.md`.
         precision: "exact": float32 stays float32 (TF32 and autocast off), and weights stored in
             half precision are evaluated in float32. "fast": products in bfloat16 with sums in
-            float32; about a fiftieth of the points is computed exactly too, and the
-            largest difference is part of the result. Losses of single states and radii are exact,
-            and so is everything where the device has no units for such products: it is quicker.
+            float32; about a fiftieth of the points is computed exactly too, over at most 10,000
+            examples, and the largest difference is part of the result. Losses of single states and
+            radii are exact, and so is everything where the device has no units for such products:
+            it is quicker.
         batch_size: Examples per forward pass; by default so many that activations fit the cache.
         device: Where to compute; by default where the model is.
         weight: What a batch's own loss is the mean over, with `loss="model"`: a function from the
@@ -158,7 +160,8 @@ class Landscape:
         with quiet(self.device):
             last = _layers.takes_channels_last(self._network, batches.few[0])
             batches = replace(batches, channels_last=last)
-            size = batch_size or _usual_batch(self._network, batches.first(1)[0], self.device)
+            half = precision == "fast" and multiplies_halves(self.device.type)
+            size = batch_size or _usual_batch(self._network, batches.first(1)[0], self.device, half)
             writes = _layers.writes_to_buffers(self._network, batches.few[0])
             if loss == "cross_entropy":
                 outputs = _layers.trace(self._network, batches.few[0]).outputs
@@ -224,16 +227,9 @@ class Landscape:
             # in half precision are imitated it costs more than in full.
             quick = precision == "fast" and multiplies_halves(self.device.type)
             if not quick or path.name == "top" or not count:
-                return self._evaluate(path, coordinates, [self._exact] * count, clip)
-            again = repeated_points(count)
-            both = self._evaluate(
-                path,
-                np.vstack([coordinates, coordinates[again]]),
-                [self._fast] * count + [self._exact] * len(again),
-                clip,
-            )
-        near, true = both.part(slice(count)), both.part(slice(count, None))
-        return replace(near, repeated=len(again), difference=near.difference_from(true, again))
+                return self._evaluate(path, coordinates, self._exact, clip)
+            near = self._evaluate(path, coordinates, self._fast, clip)
+            return self._compared(path, coordinates, near)
 
     def loss_at(self, state: State, *, batchnorm: str | None = None) -> Losses:
         """The loss of one state, as a `Losses` of one point, by the reference path.
@@ -350,19 +346,32 @@ class Landscape:
             self._last = (subspace, choose_path(problem))
         return self._last[1]
 
+    def _compared(self, path: Path, coordinates: Coordinates, near: Losses) -> Losses:
+        """Losses in half precision with what is known of their distance from the exact ones."""
+        again = repeated_points(len(coordinates))
+        chosen, ours = coordinates[again], near.part(again)
+        some = self._batches.spread(COMPARED)
+        if some is not self._batches:
+            found = self._evaluate(path, chosen, self._fast, None, some)
+            ours = replace(found, clipped=ours.clipped)
+        true = self._evaluate(path, chosen, self._exact, None, some)
+        gap = ours.difference_from(true)
+        return replace(near, repeated=len(again), compared=ours.samples, difference=gap)
+
     def _evaluate(
         self,
         path: Path,
         coordinates: Coordinates,
-        arithmetics: Sequence[Arithmetic],
+        arithmetic: Arithmetic,
         clip: Real | None,
+        batches: Sequence[Batch] | None = None,
     ) -> Losses:
-        """The losses by the path that was chosen."""
+        """The losses by the path that was chosen; over all batches, or over some."""
         height = None if clip is None else float(clip)
-        meter = Meter(self._measures, len(coordinates), height, len(self.dataset))
-        path.evaluate(coordinates, meter, arithmetics, self._batches)
-        policy = path.problem.policy
-        return meter.losses(len(self.dataset), path=path.name, batchnorm=policy)
+        samples = len(self.dataset) if batches is None else min(len(self.dataset), COMPARED)
+        meter = Meter(self._measures, len(coordinates), height, samples)
+        path.evaluate(coordinates, meter, arithmetic, self._batches if batches is None else batches)
+        return meter.losses(samples, path=path.name, batchnorm=path.problem.policy)
 
     # States.
 
@@ -372,11 +381,14 @@ class Landscape:
         return {name: value.to(own[name]) for name, value in tensors.items() if name in own}
 
 
-def _usual_batch(network: nn.Module, example: Any, device: torch.device) -> int:
+def _usual_batch(network: nn.Module, example: Any, device: torch.device, half: bool) -> int:
     """So many examples that the largest activation fits the cache, within 100 to 1000.
 
-    On an accelerator the largest activation may be larger, and the examples be more.
+    In half precision it takes half the room. On an accelerator the largest activation may be
+    larger, and the examples be more.
     """
-    here = device.type == "cpu"
-    limit, most = (_CACHE, _MOST) if here else (_ACCELERATOR, _ACCELERATOR_MOST)
+    if device.type == "cpu":
+        limit, most = _CACHE * (2 if half else 1), _MOST
+    else:
+        limit, most = _ACCELERATOR, _ACCELERATOR_MOST
     return int(np.clip(limit // _layers.largest_output(network, example), 100, most))

@@ -32,6 +32,7 @@ class Losses:
         batchnorm: The BatchNorm policy; "none" for a network without BatchNorm.
         samples: Number of examples.
         repeated: How many of the points were computed again in full precision; 0 if all were.
+        compared: Over how many examples.
         difference: The largest difference in loss found there; infinite where only one was finite.
         clip: The loss above which points were stopped early, if any.
         clipped: Which points were: their `loss` is `clip`, certainly less than the true one, and
@@ -46,11 +47,12 @@ class Losses:
     batchnorm: str
     samples: int
     repeated: int = 0
+    compared: int = 0
     difference: float = 0.0
     clip: float | None = None
     clipped: Bool[np.ndarray, " points"] | None = None
 
-    def part(self, points: slice) -> "Losses":
+    def part(self, points: slice | Int64[np.ndarray, " chosen"]) -> "Losses":
         """Some of the points."""
         error = self.standard_error
         return replace(
@@ -62,15 +64,15 @@ class Losses:
             clipped=None if self.clipped is None else self.clipped[points],
         )
 
-    def difference_from(self, exact: "Losses", points: Int64[np.ndarray, " repeated"]) -> float:
-        """The largest difference in loss at the repeated points; infinite if one is not finite."""
-        if not np.array_equal(self.finite[points], exact.finite):
+    def difference_from(self, exact: "Losses") -> float:
+        """The largest difference in loss at the same points; infinite if one is not finite.
+
+        Of points that were stopped early nothing is known.
+        """
+        known = np.ones(len(self.loss), dtype=bool) if self.clipped is None else ~self.clipped
+        if not np.array_equal(self.finite[known], exact.finite[known]):
             return float("inf")
-        known = exact.finite.copy()
-        for clipped in (exact.clipped, None if self.clipped is None else self.clipped[points]):
-            if clipped is not None:
-                known &= ~clipped
-        gaps = np.abs(self.loss[points] - exact.loss)[known]
+        gaps = np.abs(self.loss - exact.loss)[known & exact.finite]
         return float(gaps.max()) if len(gaps) else 0.0
 
     def followed_by(self, other: "Losses") -> "Losses":
@@ -93,6 +95,7 @@ class Losses:
             finite=joined(self.finite, other.finite),
             standard_error=joined(self.standard_error, other.standard_error) if error else None,
             repeated=self.repeated + other.repeated,
+            compared=max(self.compared, other.compared),
             difference=max(self.difference, other.difference),
             clipped=None if self.clip is None else joined(clipped(self), clipped(other)),
         )

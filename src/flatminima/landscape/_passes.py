@@ -1,6 +1,5 @@
 """Points one after the other, each by passes of its own over the data."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ class Reference:
         self,
         coordinates: Coordinates,
         meter: Meter,
-        arithmetics: Sequence[Arithmetic],
+        arithmetic: Arithmetic,
         batches: Sequence[Batch],
     ) -> None:
         """As `Path` says."""
@@ -40,12 +39,11 @@ class Reference:
         combined = _batchnorm.interpolation(given.subspace) if mixed else None
         # What nobody asks for on the way: a clip and metrics do.
         whole = batches is given.batches and meter.clip is None and meter.measures.alone
-        for arithmetic, times in Counter(arithmetics).items():
-            if whole and times >= WORTH and arithmetic not in self._recordings:
-                self._recordings[arithmetic] = self._record(meter, arithmetic)
+        if whole and len(coordinates) >= WORTH and arithmetic not in self._recordings:
+            self._recordings[arithmetic] = self._record(meter, arithmetic)
 
         def one(network: nn.Module, point: int) -> Meter:
-            coordinate, arithmetic = coordinates[point], arithmetics[point]
+            coordinate = coordinates[point]
             state = given.formed.at(coordinate)
             buffers = combined(coordinate, given.buffers) if combined else given.buffers
             part = meter.part(1)

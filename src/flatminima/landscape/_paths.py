@@ -49,7 +49,7 @@ class Affine:
         self,
         coordinates: Coordinates,
         meter: Meter,
-        arithmetics: Sequence[Arithmetic],
+        arithmetic: Arithmetic,
         batches: Sequence[Batch],
     ) -> None:
         """As `Path` says."""
@@ -64,7 +64,7 @@ class Affine:
             given.buffers,
             batches,
             meter,
-            arithmetics,
+            arithmetic,
             threads=given.threads,
             kept=self.kept if rays else None,
         )
@@ -82,7 +82,7 @@ class Suffix:
         self,
         coordinates: Coordinates,
         meter: Meter,
-        arithmetics: Sequence[Arithmetic],
+        arithmetic: Arithmetic,
         batches: Sequence[Batch],
     ) -> None:
         """As `Path` says."""
@@ -95,7 +95,7 @@ class Suffix:
             given.buffers,
             batches,
             meter,
-            arithmetics,
+            arithmetic,
             threads=given.threads,
         )
 
@@ -116,7 +116,7 @@ class Top:
         self,
         coordinates: Coordinates,
         meter: Meter,
-        arithmetics: Sequence[Arithmetic],
+        arithmetic: Arithmetic,
         batches: Sequence[Batch],
     ) -> None:
         """As `Path` says; of all batches the inputs are those that were kept."""
@@ -236,10 +236,9 @@ def _gap(given: Problem, path: Path, probe: Batch) -> float | None:
     points = np.zeros((2, here.dimensions))
     draws = np.random.default_rng(derive_seed(0, "probe"))
     points[:, :2] = scale * draws.normal(size=points[:, :2].shape)
-    as_usual = [given.exact] * len(points)
 
     def on_probe(path: Path) -> Callable[[Meter], None]:
-        return lambda meter: path.evaluate(points, meter, as_usual, [probe])
+        return lambda meter: path.evaluate(points, meter, given.exact, [probe])
 
     # Losses of samples are compared in the order in which they come.
     reference = Reference(replace(given, threads=False))

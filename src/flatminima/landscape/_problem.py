@@ -56,8 +56,8 @@ class Path(Protocol):
         self,
         coordinates: Coordinates,
         meter: Meter,
-        arithmetics: Sequence[Arithmetic],
+        arithmetic: Arithmetic,
         batches: Sequence[Batch],
     ) -> None:
-        """Add the losses of all points over `batches`, each in its arithmetic, to `meter`."""
+        """Add the losses of all points over `batches` to `meter`."""
         ...

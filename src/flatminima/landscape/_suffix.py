@@ -128,7 +128,7 @@ def evaluate_suffix(
     buffers: Buffers,
     batches: Sequence[Batch],
     meter: Meter,
-    arithmetics: Sequence[Arithmetic],
+    arithmetic: Arithmetic,
     *,
     threads: bool,
 ) -> None:
@@ -146,12 +146,12 @@ def evaluate_suffix(
         states = []
         for point in points:
             whole = beside(formed.at(coordinates[point]))
-            states.append(arithmetics[point].ready({name: whole[name] for name in needed}))
+            states.append(arithmetic.ready({name: whole[name] for name in needed}))
         chunk = _Behind(
             cut,
             origin,
             points,
-            [arithmetics[point] for point in points],
+            arithmetic,
             states,
             Packed(value for state in states for value in state.values()),
         )
@@ -173,7 +173,7 @@ class _Behind:
     cut: Cut
     origin: Parameters
     points: Sequence[int]
-    arithmetics: Sequence[Arithmetic]
+    arithmetic: Arithmetic
     states: Sequence[dict[str, Tensor]]
     packed: Packed
 
@@ -186,15 +186,15 @@ class _Behind:
         with quick_linear():
             stored = _output_of(network, self.cut.behind, self.origin, inputs)
         with _cut_off(network, self.cut) as (given, _), Places(network) as places:
-            for point, how, state in zip(self.points, self.arithmetics, self.states, strict=True):
+            for point, state in zip(self.points, self.states, strict=True):
                 if not wanted(point):
                     continue
                 # A copy: the layers that follow may work in place.
-                given.value = how.product(stored).clone()
+                given.value = self.arithmetic.product(stored).clone()
                 places.put(state)
-                with quick_linear(self.packed), how.used():
+                with quick_linear(self.packed), self.arithmetic.used():
                     outputs = network(*args, **kwargs)
-                how.add(meter, point, outputs, targets)
+                self.arithmetic.add(meter, point, outputs, targets)
 
 
 def _output_of(network: nn.Module, name: str, state: Parameters, inputs: Any) -> Tensor:

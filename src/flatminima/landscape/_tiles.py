@@ -17,7 +17,9 @@ def losses_as_tile(losses: Losses) -> xr.Dataset:
     if losses.clipped is not None:
         tile["clipped"] = ("point", losses.clipped)
     if losses.repeated:
-        tile.attrs.update(repeated=losses.repeated, difference=losses.difference)
+        tile.attrs.update(
+            repeated=losses.repeated, compared=losses.compared, difference=losses.difference
+        )
     return tile
 
 
@@ -38,6 +40,7 @@ def tiles_as_losses(tiles: Sequence[xr.Dataset], anchors: Losses, clip: float | 
         finite=points["finite"].values,
         standard_error=None if error is None else points["standard_error"].values,
         repeated=sum(tile.attrs.get("repeated", 0) for tile in tiles),
+        compared=max(tile.attrs.get("compared", 0) for tile in tiles),
         difference=max(tile.attrs.get("difference", 0.0) for tile in tiles),
         clip=clip,
         clipped=points["clipped"].values if "clipped" in points else None,

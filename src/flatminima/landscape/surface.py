@@ -50,11 +50,12 @@ def loss_surface(
         A dataset over `y` and `x` with `loss`, `accuracy` (where targets are classes),
         `standard_error` and `outcome` (0 finite, 1 non-finite), the isometric position `u`, `v` of
         every grid point, and the anchors' positions, losses and distances. A non-finite loss is
-        NaN in `loss` and flagged in `outcome`. With `precision="fast"` the attributes `repeated`
-        and `largest_difference` say how many points were computed exactly too and by how much
-        their losses differed at most. For a network with BatchNorm, `anchor_stored_loss`
-        is each anchor's loss with the statistics that its own training left. With `clip` the
-        outcome may be 2, above_clip: `loss` is then `clip`, which the true one exceeds, and
+        NaN in `loss` and flagged in `outcome`. With `precision="fast"` the attributes `repeated`,
+        `compared_samples` and `largest_difference` say how many points were computed exactly
+        too, over how many examples, and by how much their losses differed at most. For a network
+        with BatchNorm, `anchor_stored_loss` is each anchor's loss with the statistics that its own
+        training left. With `clip` the outcome may be 2, above_clip: `loss` is then `clip`, which
+        the true one exceeds, and
         `accuracy` and `standard_error` are not known (NaN). The anchors are evaluated whole. With
         `refine` the variable `interpolated` is 1 where nothing was evaluated; `held_out` of the
         interpolated points were, in the end, and `held_out_largest` and `held_out_rms` say how far
@@ -218,7 +219,11 @@ def assemble_surface(
     if losses.clip is not None:
         surface.attrs.update(clip=losses.clip)
     if landscape.precision == "fast":
-        surface.attrs.update(repeated=losses.repeated, largest_difference=losses.difference)
+        surface.attrs.update(
+            repeated=losses.repeated,
+            compared_samples=losses.compared,
+            largest_difference=losses.difference,
+        )
     if landscape.stores_statistics:
         pooled = losses.batchnorm == "recompute"
         surface.attrs.update(

@@ -246,9 +246,13 @@ def _precision(made: Sequence[Surface]) -> str:
     if not repeated:
         return " Fast precision was asked for; nothing was to be gained by it, and all is exact."
     off = max(float(each["largest_difference"]) for each in attrs)
+    # Over all of them, where nothing is told.
+    fewer = {int(each.get("compared_samples", each["samples"])) for each in attrs}
+    fewer -= {int(each["samples"]) for each in attrs}
+    over = f" (over {min(fewer):,} examples)" if fewer else ""
     return (
-        f" Products in bfloat16: at {repeated} points computed in float32 too the loss differed by "
-        f"{off:.2g} at most; the minima's own losses are exact."
+        f" Products in bfloat16: at {repeated} points computed in float32 too{over} the loss "
+        f"differed by {off:.2g} at most; the minima's own losses are exact."
     )
 
 

@@ -22,6 +22,8 @@ VERSIONS = {"train": 1, "network": 1, "tile": 2, "surface": 1, "radius": 3, "sum
 
 # Where less than all parameters move, which may be computed in a way of its own.
 _OF_PARTS = {"radius": 4}
+# Of points that are evaluated in half precision.
+_IN_HALF = {"tile": 3, "line": 3}
 
 # Settings that joined a kind later: {kind: {"table.key": the value that changes nothing}}.
 _ADDED_TO_RECIPE = {"recipe.augment": "none", "recipe.precision": "float32"}
@@ -53,15 +55,23 @@ class Job:
     @cached_property
     def digest(self) -> str:
         """The hex sha256 that names the job."""
-        parts = self.settings.get("parameters", "all") != "all"
         value = {
             "kind": self.kind,
-            "version": (_OF_PARTS if parts else VERSIONS).get(self.kind, VERSIONS[self.kind]),
+            "version": self._version,
             "settings": _without_defaults(self.kind, self.settings),
             "dependencies": list(self.dependencies),
             "data": dict(self.data),
         }
         return sha256(canonical(value))
+
+    @property
+    def _version(self) -> int:
+        own: Mapping[str, int] = {}
+        if self.settings.get("parameters", "all") != "all":
+            own = _OF_PARTS
+        elif self.run.get("precision") == "fast":
+            own = _IN_HALF
+        return own.get(self.kind, VERSIONS[self.kind])
 
     @property
     def run(self) -> Mapping[str, Any]:

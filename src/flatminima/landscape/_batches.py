@@ -85,8 +85,8 @@ class Batches(Sequence[Batch]):
         """So many examples, spread evenly over the dataset; all of them if there are no more."""
         if len(self.dataset) <= count:
             return self
-        rows = torch.linspace(0, len(self.dataset) - 1, count, device=self.dataset.device)
-        return _Spread(self, rows.round().long(), -(-count // self.size))
+        rows = torch.linspace(0, len(self.dataset) - 1, count, dtype=torch.float64).round().long()
+        return _Spread(self, rows.to(self.dataset.device), -(-count // self.size))
 
     def _rows(self, rows: slice | Tensor) -> Batch:
         inputs, targets = self.dataset.batch(rows)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -190,7 +191,13 @@ def test_the_readme_shows_the_speeds_that_were_measured():
 
 
 @pytest.mark.parametrize(
-    ("file", "row"), [("cpu", "| Zen 5"), ("cpu-zen4", "| Zen 4"), ("cpu-avx2", "| Zen 3")]
+    ("file", "row"),
+    [
+        ("cpu", "| Zen 5"),
+        ("cpu-zen4", "| Zen 4"),
+        ("cpu-avx2", "| Zen 3"),
+        ("cpu-amx", "| Xeon"),
+    ],
 )
 def test_the_readme_shows_what_each_processor_did(file: str, row: str) -> None:
     works = json.loads((ROOT / "results" / "speed" / f"{file}.json").read_text())["works"]
@@ -218,8 +225,7 @@ def test_the_page_on_speed_shows_a_processor_without_avx512() -> None:
     works = json.loads((ROOT / "results" / "speed" / "cpu-avx2.json").read_text())["works"]
     text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
     plane, top = works["mnist-plane"], works["mnist-radius-top"]["natural"]
-    products = 784 * 800 + 800 * 320 + 320 * 50 + 50 * 10
-    plain = 2e-9 * 60_000 * products / plane["seconds_per_point"]["plain loop"]
+    plain = _plain_rate(plane)
     rates = plane["gflop_per_second"]
     assert f"runs at {plain:.0f} GFLOP/s and `exact` at {rates['exact']}," in text
     assert f"gained, {plane['times_faster_than']['exact']['plain loop']:.1f} times of" in text
@@ -228,6 +234,30 @@ def test_the_page_on_speed_shows_a_processor_without_avx512() -> None:
     assert f"the {top['evaluations']} evaluations for 20 directions" in text
     assert f"{seconds['exact']:.1f} s on two cores; a pass of the plain" in text
     assert f"loop takes {seconds['one pass of the plain loop']:.1f}." in text
+
+
+def test_the_page_on_speed_shows_a_processor_with_matrix_units() -> None:
+    works = json.loads((ROOT / "results" / "speed" / "cpu-amx.json").read_text())["works"]
+    text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
+    plane, shares = works["mnist-plane"], works["mnist-profile"]["fast"]
+    rates, ratios = plane["gflop_per_second"], plane["times_faster_than"]
+    assert f"reached {rates['bfloat16 product']} GFLOP/s in bfloat16 against" in text
+    assert f"against {rates['float32 product, oneDNN']} in float32" in text
+    assert f"`exact` got {rates['exact']} GFLOP/s of it, where the plain" in text
+    assert f"the plain loop ran at {_plain_rate(plane):.0f}" in text
+    assert f"the same {ratios['exact']['plain loop']:.1f} times" in text
+    assert f"`fast` is {ratios['fast']['plain loop']:.1f} times" in text
+    adding, rest = shares["adding directions"], shares["activations"] + shares["copies and casts"]
+    told = f"{shares['products']:.0%} is still products"
+    assert told.replace("%", " %") in text
+    assert f"{100 * adding:.0f} % adding directions, and {100 * rest:.0f} % rounding" in text
+    assert f"reach {rates['float32 product, of three in bfloat16']} GFLOP/s" in text
+
+
+def _plain_rate(plane: dict[str, Any]) -> float:
+    """GFLOP/s of the plain loop."""
+    products = 784 * 800 + 800 * 320 + 320 * 50 + 50 * 10
+    return float(2e-9 * 60_000 * products / plane["seconds_per_point"]["plain loop"])
 
 
 def test_the_readme_says_how_far_another_processor_is_off() -> None:

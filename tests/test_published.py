@@ -188,6 +188,10 @@ def test_the_readme_shows_the_speeds_that_were_measured():
     for part, name in ((whole, "exact"), (whole, "fast"), (last, "exact")):
         assert f"{part['seconds_per_point'][name]:.2f} s" in text
     assert f"{whole['seconds_per_point']['plain loop']:.2f} s" in text
+    units = json.loads((ROOT / "results" / "speed" / "cpu-amx.json").read_text())["works"]
+    own = units["vgg16"]["plane"]["seconds_per_point"]
+    told = f"`fast` takes {own['fast']:.2f} s a point and the plain loop {own['plain loop']:.2f} s"
+    assert told in text
 
 
 @pytest.mark.parametrize(

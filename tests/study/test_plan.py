@@ -202,6 +202,18 @@ def test_what_is_exact_keeps_its_name_where_half_precision_comes_to_mean_other_b
     assert _digests(before[1], "radius") == _digests(after[1], "radius")
 
 
+def test_points_in_half_precision_have_a_version_of_their_own_where_a_part_moves_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    part = {"parameters": "top", "run": {"precision": "fast"}}
+    quick, slow = Job("tile", part), Job("tile", {**part, "run": {"precision": "exact"}})
+    before = [quick.digest, slow.digest]
+    monkeypatch.setitem(job_module._IN_HALF, "tile", 99)
+    after = [Job("tile", quick.settings).digest, Job("tile", slow.settings).digest]
+    assert before[0] != after[0]
+    assert before[1] == after[1]
+
+
 def test_only_what_results_need_is_to_do(smallest: Make) -> None:
     jobs = _plan(smallest())
     every = _digests(jobs, *job_module.VERSIONS)

@@ -66,12 +66,12 @@ class Job:
 
     @property
     def _version(self) -> int:
-        own: Mapping[str, int] = {}
+        found = VERSIONS[self.kind]
         if self.settings.get("parameters", "all") != "all":
-            own = _OF_PARTS
-        elif self.run.get("precision") == "fast":
-            own = _IN_HALF
-        return own.get(self.kind, VERSIONS[self.kind])
+            found = _OF_PARTS.get(self.kind, found)
+        if self.run.get("precision") == "fast":
+            found = _IN_HALF.get(self.kind, found)
+        return found
 
     @property
     def run(self) -> Mapping[str, Any]:

@@ -195,14 +195,14 @@ def test_a_surface_says_how_far_off_it_may_be_and_its_minima_are_exact() -> None
     assert (quick["loss"] != slow["loss"]).any()
 
 
-def test_radii_are_exact_whatever_the_landscape() -> None:
+def test_radii_among_few_examples_are_exact_whatever_the_landscape() -> None:
     network, dataset, *_ = _case("affine")
     quick, slow = (
         fm.flatness_radius(fm.Landscape(network, dataset, precision=p), network, directions=2)
         for p in ("fast", "exact")
     )
-    assert quick.identical(slow)
-    assert quick.attrs["precision"] == "exact"
+    said = {"precision": "fast", "sampled": 0, "largest_difference": 0.0}
+    assert quick.identical(slow.assign_attrs(said))
 
 
 def test_only_weights_of_products_are_rounded_ahead() -> None:

@@ -225,7 +225,6 @@ SOME = {
 }
 UNUSED = {
     ("check", "--name"): "expected --name only with --out",
-    ("radius", "--precision"): "expected --precision only for a surface or line",
 }
 TABLE = [
     *(

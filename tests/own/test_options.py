@@ -45,9 +45,9 @@ NOTHING = {
     ("surface", 1): ["--coordinates", *SEVERAL],
     ("surface", 3): ["--seed", "--scaling", "--parameters", *SEVERAL],
     ("line", 2): [],
-    ("radius", 1): ["--precision", *SEVERAL],
-    ("radius", 2): ["--precision", *SEVERAL],
-    ("radius", 4): ["--precision", *SEVERAL],
+    ("radius", 1): SEVERAL,
+    ("radius", 2): SEVERAL,
+    ("radius", 4): SEVERAL,
     ("check", 1): [],
     ("check", 2): [],
     ("check", 3): [],
@@ -64,6 +64,7 @@ BY_NETWORK = [
     ("surface", 3, "linear", "--precision fast", "got that alone, which is always exact"),
     ("surface", 1, "plain", "--precision exact --parameters top", "got that alone"),
     ("line", 2, "linear", "--precision fast", "got that alone"),
+    ("radius", 1, "plain", "--precision fast --parameters top", "got that alone"),
     ("check", 1, "plain", "--name mine", "expected --name only with --out"),
 ]
 

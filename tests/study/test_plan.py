@@ -1,5 +1,5 @@
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,19 @@ def test_the_names_of_the_paper_study_stay() -> None:
     assert {label: by_label[label] for label in GOLDEN} == GOLDEN
 
 
-def test_radii_are_shared_between_a_fast_and_an_exact_study(smallest: Make) -> None:
+def test_a_fast_and_an_exact_study_share_what_is_exact_in_both(smallest: Make) -> None:
     quick, slow = (_plan(smallest(run={"precision": p})) for p in ("fast", "exact"))
-    for kind, same in (("network", True), ("radius", True), ("tile", False), ("surface", False)):
+    for kind, same in (("network", True), ("tile", False), ("surface", False)):
         assert (_digests(quick, kind) == _digests(slow, kind)) == same, kind
+
+    def radii(jobs: Sequence[Job]) -> dict[str, str]:
+        return {job.label: job.digest for job in jobs if job.kind == "radius"}
+
+    before, after = radii(slow), radii(quick)
+    assert before.keys() == after.keys()
+    shared = {label for label in before if before[label] == after[label]}
+    assert shared == {label for label in before if " top " in label}
+    assert shared < before.keys()
 
 
 def test_jobs_come_after_what_they_need_and_say_what_they_read(smallest: Make) -> None:
@@ -195,7 +204,7 @@ def test_what_is_exact_keeps_its_name_where_half_precision_comes_to_mean_other_b
 ) -> None:
     exact, quick = smallest(), smallest(run={"precision": "fast"})
     before = [_plan(exact), _plan(quick)]
-    monkeypatch.setitem(job_module._IN_HALF, "tile", 99)
+    monkeypatch.setitem(job_module._FAST, "tile", 99)
     after = [_plan(exact), _plan(quick)]
     assert _digests(before[0], "tile") == _digests(after[0], "tile")
     assert not _digests(before[1], "tile") & _digests(after[1], "tile")
@@ -208,7 +217,7 @@ def test_points_in_half_precision_have_a_version_of_their_own_where_a_part_moves
     part = {"parameters": "top", "run": {"precision": "fast"}}
     quick, slow = Job("tile", part), Job("tile", {**part, "run": {"precision": "exact"}})
     before = [quick.digest, slow.digest]
-    monkeypatch.setitem(job_module._IN_HALF, "tile", 99)
+    monkeypatch.setitem(job_module._FAST, "tile", 99)
     after = [Job("tile", quick.settings).digest, Job("tile", slow.settings).digest]
     assert before[0] != after[0]
     assert before[1] == after[1]

@@ -224,7 +224,7 @@ def _say(kind: str, result: Any) -> list[str]:
             f" {float(one.radius.mean()) / float(one.norm):.3g}, least"
             f" {float(one.radius.min()):.4g} of {one.radius.size} rays, loss {float(one.loss):.4g}"
             for name, one in ((str(n), result.sel(network=n)) for n in result.network.values)
-        ]
+        ] + _exact(result)
     return [
         f"losses at the networks {_listed(result['anchor_loss'])}; on the grid"
         f" {float(result.loss.min()):.4g} to {float(result.loss.max()):.4g}, not finite at"
@@ -236,7 +236,7 @@ def _say(kind: str, result: Any) -> list[str]:
 
 def _exact(result: Any) -> list[str]:
     """A line where `fast` was asked for in vain."""
-    if result.attrs.get("repeated", 1):
+    if result.attrs.get("repeated", result.attrs.get("sampled", 1)):
         return []
     return ["computed exactly: nothing was to be gained by --precision fast here"]
 

@@ -40,11 +40,11 @@ def refuse_by_count(kind: str, given: Collection[str], options: dict[str, Any]) 
             "for three networks, of which a point may be a mixture, got one",
             ", or name three checkpoints",
         )
-    if kind == "radius":
+    if kind == "radius" and options["parameters"] == "top":
         _refuse(
             given,
             ("precision",),
-            "for a surface or line, got it for radii, which are always exact",
+            "where more than the last layer moves, got that alone, which is always exact",
             "",
         )
     if kind == "check" and options["out"] is None:

@@ -80,7 +80,7 @@ def stepwise(walk: Walk, *, step: float, limit: float, stride: int) -> Radii:
         stride: Steps evaluated at once; those beyond the end of a walk are in vain.
     """
     rays = walk.directions
-    steps = max(1, int(np.floor(limit / step * (1 + 1e-12))))
+    steps = steps_within(limit, step)
     taken = np.zeros(rays, dtype=np.int64)
     outcome = np.full(rays, CENSORED)
     active = np.arange(rays)
@@ -94,8 +94,7 @@ def stepwise(walk: Walk, *, step: float, limit: float, stride: int) -> Radii:
             over = ~(np.abs(changes[:, column]) < walk.threshold)
             if over.any():
                 event = int(np.argmax(over))
-                finite = np.isfinite(changes[event, column])
-                outcome[ray] = CROSSED if finite else NON_FINITE
+                outcome[ray] = ended(changes[event, column])
                 taken[ray] = ahead[event, column] - 1
             else:
                 taken[ray] = ahead[-1, column]
@@ -104,3 +103,13 @@ def stepwise(walk: Walk, *, step: float, limit: float, stride: int) -> Radii:
         active = np.array(again, dtype=np.int64)
     evaluations = np.array([walk.evaluations(ray, 1) for ray in range(rays)])
     return Radii(taken * step, outcome, evaluations, np.zeros(rays, dtype=np.int64))
+
+
+def steps_within(limit: float, step: float) -> int:
+    """How many steps there are at most: one, however near the limit is."""
+    return max(1, int(np.floor(limit / step * (1 + 1e-12))))
+
+
+def ended(change: float) -> int:
+    """The outcome of a walk that a change of the loss has ended."""
+    return CROSSED if np.isfinite(change) else NON_FINITE

@@ -13,6 +13,7 @@ import xarray as xr
 
 from flatminima.flatness._crossing import first_crossings
 from flatminima.flatness._perturbed import Perturbed, perturbed_stepwise
+from flatminima.flatness._sample import Sample, sample_of, stepwise_by_sample
 from flatminima.flatness._walk import CENSORED, CROSSED, NON_FINITE, OUTCOMES, Radii, Walk, stepwise
 from flatminima.landscape import Landscape
 from flatminima.minimum import State
@@ -52,6 +53,11 @@ def flatness_radius(
     parameters and the running means, variances and counters of all BatchNorm layers, and these are
     moved too.
 
+    A landscape of `precision="fast"` looks for the way over a sample of its examples, drawn by
+    importance: where along a ray the loss may cross, and that it does not before. The bracket that
+    a radius lies in, the steps that end a stepwise walk, and whatever lies within the largest
+    difference found between sample and all, are evaluated over all examples, in exact arithmetic.
+
     Args:
         landscape: The network, data and loss.
         state: Where to measure.
@@ -80,6 +86,9 @@ def flatness_radius(
         closed form, whether or not the walk went so far; infinite where none ever does), and the
         attributes `smallest_variance` (of the state itself) and `moved_buffers` (how many numbers
         moved beside the parameters; `moved` and `norm` are those of the parameters alone).
+        With `precision="fast"` the attributes `sampled` (over how many examples the way was looked
+        for; 0 where that would have saved nothing) and `largest_difference` (found between a rise
+        over them and over all); `evaluations` are those over all.
 
     Raises:
         ValueError: For impossible settings, a state whose own loss is not finite, or
@@ -98,6 +107,7 @@ def flatness_radius(
         )
     indices = range(first, first + directions)
     walk: Walk | Perturbed
+    sample: Sample | None = None
     if buffers == "perturb":
         walk = perturbed_stepwise(
             landscape,
@@ -114,11 +124,16 @@ def flatness_radius(
         subspace = Subspace.random(origin, directions, seed, parameters=names, first=first)
         # A crossing lies where the loss has risen by 0.05: too little to find it in half precision.
         walk = Walk(partial(landscape.losses, precision="exact"), subspace, threshold)
+        sample = sample_of(landscape, subspace, walk) if landscape.precision == "fast" else None
         if protocol == "crossing":
             guess = _GUESS * length or limit
-            result = first_crossings(walk, guess=guess, limit=limit, tolerance=tolerance)
-        else:
+            result = first_crossings(
+                walk, guess=guess, limit=limit, tolerance=tolerance, sample=sample
+            )
+        elif sample is None:
             result = stepwise(walk, step=step, limit=limit, stride=_STRIDE)
+        else:
+            result = stepwise_by_sample(walk, sample, step=step, limit=limit, stride=_STRIDE)
     dataset = _dataset(
         result,
         np.array(indices),
@@ -146,6 +161,12 @@ def flatness_radius(
             "data_digest": landscape.dataset.digest,
         },
     )
+    if landscape.precision == "fast" and buffers == "policy":
+        dataset = dataset.assign_attrs(
+            precision="fast",
+            sampled=sample.samples if sample else 0,
+            largest_difference=sample.difference if sample else 0.0,
+        )
     return _with_variances(dataset, walk) if isinstance(walk, Perturbed) else dataset
 
 

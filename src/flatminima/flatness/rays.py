@@ -23,6 +23,8 @@ _PERTURBED = {
     "first_negative": (float, np.inf),
     "smallest_variance": (float, np.inf),
 }
+# Of the blocks that were looked for over a sample of the examples, the largest.
+_SAMPLED = ("sampled", "largest_difference")
 _SHARED = ("threshold", "seed", "samples", "batchnorm", "buffers", "precision", "dataset")
 
 
@@ -82,6 +84,9 @@ def merge_radii(blocks: Sequence[xr.Dataset]) -> xr.Dataset:
         if measured and len({str(block.attrs.get(name)) for block in measured}) == 1
         if name in measured[0].attrs
     }
+    sampled = [block.attrs for block in measured if "sampled" in block.attrs]
+    if sampled:
+        shared |= {name: max(attrs[name] for attrs in sampled) for name in _SAMPLED}
     unmeasured.sort(key=lambda key: [str(value) for value in key.values()])
     merged = xr.Dataset(variables, attrs={**shared, "unmeasured": json.dumps(unmeasured)})
     merged["outcome"].attrs.update(flags(OUTCOMES))

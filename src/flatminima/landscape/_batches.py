@@ -1,13 +1,14 @@
 """A dataset as a network and its loss take it, batch by batch, always in the same order."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from flatminima.data import Dataset
+from flatminima.landscape._importance import Weighted
 from flatminima.landscape._meter import Marked
 from flatminima.landscape._world import as_dtype, channels_last
 
@@ -34,6 +35,7 @@ class Batches(Sequence[Batch]):
         own_loss: Whether the network computes its loss itself: it is given the labels, and the
             targets are its inputs.
         members: Which examples belong to which subset.
+        weights: How much each example weighs, if they differ; there are no subsets then.
     """
 
     dataset: Dataset
@@ -44,6 +46,7 @@ class Batches(Sequence[Batch]):
     clean_size: int = 1
     own_loss: bool = False
     members: Tensor | None = None
+    weights: Tensor | None = None
 
     @property
     def probe(self) -> int:
@@ -88,6 +91,13 @@ class Batches(Sequence[Batch]):
         rows = torch.linspace(0, len(self.dataset) - 1, count, dtype=torch.float64).round().long()
         return _Spread(self, rows.to(self.dataset.device), -(-count // self.size))
 
+    def only(self, rows: Tensor, weights: Tensor) -> "Batches":
+        """Some examples, each with its weight, as a dataset of their own."""
+        size = min(self.size, len(rows))
+        return replace(
+            self, dataset=self.dataset.subset(rows), size=size, members=None, weights=weights
+        )
+
     def _rows(self, rows: slice | Tensor) -> Batch:
         inputs, targets = self.dataset.batch(rows)
         if self.dtype is not None:
@@ -99,6 +109,8 @@ class Batches(Sequence[Batch]):
             targets = inputs
         if self.members is not None:
             targets = Marked(targets, self.members[rows])
+        if self.weights is not None:
+            targets = Weighted(targets, self.weights[rows])
         return inputs, targets
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flatminima._linear import quick_linear
 from flatminima._processor import multiplies_halves
 from flatminima.data import as_dataset
 from flatminima.landscape import _batchnorm, _layers
@@ -21,8 +22,15 @@ from flatminima.landscape._arithmetic import (
     repeated_points,
 )
 from flatminima.landscape._batches import Batch, Batches
-from flatminima.landscape._losses import Losses, PerSample, check_classes, per_sample_loss
-from flatminima.landscape._meter import Measures, Meter
+from flatminima.landscape._importance import PerExample, as_tensors, draw, weighted
+from flatminima.landscape._losses import (
+    Losses,
+    PerSample,
+    check_classes,
+    per_sample_loss,
+    split_weights,
+)
+from flatminima.landscape._meter import Marked, Measures, Meter
 from flatminima.landscape._model_loss import Weight, model_loss
 from flatminima.landscape._passes import evaluate_point
 from flatminima.landscape._paths import choose_path
@@ -67,9 +75,9 @@ class Landscape:
         precision: "exact": float32 stays float32 (TF32 and autocast off), and weights stored in
             half precision are evaluated in float32. "fast": products in bfloat16 with sums in
             float32; about a fiftieth of the points is computed exactly too, over at most 10,000
-            examples, and the largest difference is part of the result. Losses of single states and
-            radii are exact, and so is everything where the device has no units for such products:
-            it is quicker.
+            examples, and the largest difference is part of the result. Losses of single states are
+            exact, and so is everything where the device has no units for such products: it is
+            quicker. Radii are bracketed exactly, and looked for over a sample of the examples.
         batch_size: Examples per forward pass; by default so many that activations fit the cache.
         device: Where to compute; by default where the model is.
         weight: What a batch's own loss is the mean over, with `loss="model"`: a function from the
@@ -326,6 +334,37 @@ class Landscape:
     def stores_statistics(self) -> bool:
         """Whether the network has BatchNorm layers that keep running statistics."""
         return bool(_batchnorm.batchnorm_layers(self._network))
+
+    def _sampled(self, state: Minimum, count: int) -> "Landscape | None":
+        """The same over about so many examples, drawn by importance around a state.
+
+        Without metrics and subsets, and for a policy that finds no statistics on the way. `None`
+        where nothing is known of single examples, or their losses are no measure of importance.
+        """
+        if self._measures.whole_batches:
+            return None
+        losses = self._losses_of_examples(state)
+        if not (np.isfinite(losses).all() and (losses >= 0.0).all()):
+            return None
+        batches = self._batches.only(*as_tensors(draw(losses, count), self.dataset.device))
+        sampled = copy.copy(self)
+        sampled._batches, sampled.dataset = batches, batches.dataset
+        sampled.batch_size = batches.size
+        sampled._measures = Measures(weighted(self._measures.per_sample))
+        sampled._last = None
+        return sampled
+
+    def _losses_of_examples(self, state: Minimum) -> PerExample:
+        """The loss of every example at a state, in evaluation mode."""
+        parameters, buffers = self._like(state.parameters), self._like(state.buffers)
+        ready = self._exact.ready(parameters)
+        found = []
+        with quiet(self.device), quick_linear(), self._exact.used():
+            for inputs, targets in self._batches:
+                outputs = run(self._network, ready, dict(buffers), inputs)
+                given = targets.targets if isinstance(targets, Marked) else targets
+                found.append(split_weights(self._measures.per_sample(outputs, given), given)[0])
+        return torch.cat(found).double().numpy(force=True)
 
     def _prepare(self, subspace: Subspace) -> Path:
         """Bring a subspace here and choose a path; the last one is remembered."""

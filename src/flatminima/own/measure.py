@@ -287,6 +287,9 @@ def plan_radii(
         ).assign_coords(network=list(own.names))
         for name in ("loss", "norm", "path"):
             joined.attrs.pop(name, None)
+        for name in ("sampled", "largest_difference"):
+            if name in joined.attrs:
+                joined.attrs[name] = max(block.attrs[name] for block in blocks)
         return joined.rename(start="loss")
 
     blocks = []

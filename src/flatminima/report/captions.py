@@ -150,9 +150,23 @@ def radii_caption(study: StudyContents) -> str:
         not_crossed,
         published,
         f"BatchNorm policy: {_radius_policy(study)}.",
+        _sampled(study),
         _version(study),
     )
     return " ".join(part for part in parts if part)
+
+
+def _sampled(study: StudyContents) -> str:
+    """Over how many examples the way to the crossings was looked for, if not over all."""
+    assert study.radii is not None
+    attrs = study.radii.attrs
+    if not attrs.get("sampled"):
+        return ""
+    return (
+        "Radii of more than the top layer: bracketed over all samples; the way there was looked for"
+        f" over {int(attrs['sampled']):,} of them, drawn by importance, where a rise differed by"
+        f" {attrs['largest_difference']:.2g} at most."
+    )
 
 
 def table_caption(study: StudyContents) -> str:

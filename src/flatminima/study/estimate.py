@@ -21,6 +21,8 @@ _FORWARD_RATE = 0.9e-11
 _STEP = 3
 # Evaluations per ray until a crossing is known to 1e-3; steps per ray of the published protocol.
 _EVALUATIONS = {"crossing": 8, "stepwise": 30, "stepwise_perturb": 30}
+# The same where a sample of the examples leads the way, with what that costs.
+_LED = {"crossing": 5, "stepwise": 5}
 # Opening inputs, building the network, writing results.
 _OVERHEAD = {
     "train": 0.2,
@@ -82,7 +84,8 @@ def job_seconds(job: Job) -> float:
     recomputed: int = settings.get("recompute", {}).get("samples", 0)
     passes = job.units * (1 + recomputed / images)
     if job.kind == "radius":
-        passes *= _EVALUATIONS[settings["protocol"]]
+        led = settings["run"]["precision"] == "fast"
+        passes *= (_LED if led else _EVALUATIONS)[settings["protocol"]]
         if settings["parameters"] == "top":
             # The top layer's inputs are computed once, and what follows is small.
             passes = 1 + 0.02 * passes

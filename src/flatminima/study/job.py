@@ -22,8 +22,8 @@ VERSIONS = {"train": 1, "network": 1, "tile": 2, "surface": 1, "radius": 3, "sum
 
 # Where less than all parameters move, which may be computed in a way of its own.
 _OF_PARTS = {"radius": 4}
-# Of points that are evaluated in half precision.
-_IN_HALF = {"tile": 3, "line": 3}
+# Where `fast` was asked for.
+_FAST = {"tile": 3, "line": 3, "radius": 5}
 
 # Settings that joined a kind later: {kind: {"table.key": the value that changes nothing}}.
 _ADDED_TO_RECIPE = {"recipe.augment": "none", "recipe.precision": "float32"}
@@ -70,7 +70,7 @@ class Job:
         if self.settings.get("parameters", "all") != "all":
             found = _OF_PARTS.get(self.kind, found)
         if self.run.get("precision") == "fast":
-            found = _IN_HALF.get(self.kind, found)
+            found = _FAST.get(self.kind, found)
         return found
 
     @property

@@ -279,6 +279,15 @@ def _surface_label(about: dict[str, Any]) -> str:
     return f"{about['group']} {about['split']} surface {about['checkpoint']}{policy}"
 
 
+def _precision(study: Study, protocol: str, parameters: str) -> dict[str, str]:
+    """In what a radius is measured: exactly where nothing else is quicker.
+
+    So a study in both shares the top layer's radii, and those of the published fault.
+    """
+    exact = parameters == "top" or protocol == "stepwise_perturb"
+    return {"precision": "exact" if exact else study.run.precision}
+
+
 def _radii(study: Study, group: Group, split: str, seed: int, network: Job) -> Iterator[Job]:
     """All blocks of directions of one network, under every protocol and checkpoint."""
     radius = study.radius
@@ -307,8 +316,7 @@ def _radii(study: Study, group: Group, split: str, seed: int, network: Job) -> I
                     "threshold": radius.threshold,
                     "max_radius": limits.get(parameters),
                     "seed": radius.seed,
-                    # Radii are exact whatever a surface is; a study in both shares them.
-                    "run": _execution(study) | {"precision": "exact"},
+                    "run": _execution(study) | _precision(study, protocol, parameters),
                 }
                 if protocol == "crossing":
                     settings["tolerance"] = radius.tolerance

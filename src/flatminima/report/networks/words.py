@@ -30,8 +30,14 @@ def about(data: xr.Dataset) -> str:
     policy = str(attrs["batchnorm"])
     norm = "no BatchNorm" if policy == "none" else f"BatchNorm policy {policy}"
     way = f"{attrs['precision']} arithmetic"
-    if not attrs.get("repeated", 1):
+    if not attrs.get("repeated", attrs.get("sampled", 1)):
         way = "exact arithmetic (fast was asked for; nothing was to be gained by it here)"
+    elif "sampled" in attrs:
+        way = (
+            f"exact arithmetic around the crossings, the way there over {int(attrs['sampled']):,}"
+            f" of them that were drawn by importance (a rise differed by"
+            f" {attrs['largest_difference']:.2g} at most)"
+        )
     return (
         f"Mean {loss} over {int(attrs['samples']):,} samples of {attrs['dataset']}, {way}, {norm}."
     )

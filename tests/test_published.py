@@ -206,7 +206,7 @@ def test_the_readme_shows_the_speeds_that_were_measured():
 def test_the_readme_shows_what_each_processor_did(file: str, row: str) -> None:
     works = json.loads((ROOT / "results" / "speed" / f"{file}.json").read_text())["works"]
     (line,) = (line for line in README.splitlines() if line.startswith(row))
-    rates, seconds, exact, fast, *gains = line.strip("| ").split(" | ")[1:]
+    rates, seconds, exact, fast, *gains = (cell.strip() for cell in line.split("|")[2:-1])
     plane = works["mnist-plane"]
     ratios = plane["times_faster_than"]
     measured = plane["gflop_per_second"]
@@ -214,15 +214,59 @@ def test_the_readme_shows_what_each_processor_did(file: str, row: str) -> None:
     assert rates == ", ".join(str(measured[kind]) for kind in kinds)
     assert seconds == f"{plane['seconds_per_point']['plain loop'] + 1e-9:.3f} s"
     assert exact == f"{ratios['exact']['plain loop']:.1f}"
-    assert fast.removesuffix(" [c]") == f"{ratios['fast']['plain loop']:.1f}"
-    assert ("[c]" in fast) == (plane["largest_difference_of_fast"] == 0.0)
-    kinds_of_radii = (("mnist-radius", 1), ("mnist-radius-top", 0))
-    for shown, (work, digits) in zip(gains, kinds_of_radii, strict=True):
+    assert fast.removesuffix(" [b]") == f"{ratios['fast']['plain loop']:.1f}"
+    assert ("[b]" in fast) == (plane["largest_difference_of_fast"] == 0.0)
+    kinds_of_radii = (
+        ("mnist-radius", "exact", 1),
+        ("mnist-radius", "fast", 1),
+        ("mnist-radius-top", "exact", 0),
+    )
+    for shown, (work, way, digits) in zip(gains, kinds_of_radii, strict=True):
         found = [
-            works[work][group]["times_faster_than"]["exact"]["stepwise walk"]
+            works[work][group]["times_faster_than"][way]["stepwise walk"]
             for group in ("natural", "random")
+            if way in works[work][group]["times_faster_than"]
         ]
         assert shown == ", ".join(f"{ratio:.{digits}f}" for ratio in found)
+
+
+def test_the_readme_shows_radii_in_fast() -> None:
+    works = json.loads((ROOT / "results" / "speed" / "cpu-zen4.json").read_text())["works"]
+    found = [works["mnist-radius"][group] for group in ("natural", "random")]
+    text = " ".join(README.split())
+    fast, exact = ([each["seconds"][way] for each in found] for way in ("fast", "exact"))
+    told = f"take {fast[0]:.1f} s on natural and {fast[1]:.1f} s on random labels so,"
+    assert f"{told} {exact[0]:.1f} s and {exact[1]:.1f} s in `exact`," in text
+    samples = {each["fast"]["samples"] for each in found}
+    assert f"looked for over {samples.pop():,} of the images" in text
+    differ = max(each["fast"]["radii_differ_by"] for each in found)
+    assert f"and differ by {differ:.1e} at most" in text
+    for each in found:
+        assert 3 <= each["fast"]["evaluations"] / each["rays"] <= 4
+        assert 7 <= each["evaluations"] / each["rays"] < 8.5
+
+
+def test_the_page_on_speed_shows_radii_in_fast() -> None:
+    works = json.loads((ROOT / "results" / "speed" / "cpu-zen4.json").read_text())["works"]
+    text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
+    plane, rates = works["mnist-plane"], works["mnist-plane"]["gflop_per_second"]
+    gains = [plane["times_faster_than"][way]["plain loop"] for way in ("exact", "fast")]
+    assert (
+        f"{rates['float32 product, oneDNN']} GFLOP/s, of which `exact` gets {rates['exact']}."
+        in text
+    )
+    assert f"So it is {gains[0]:.1f} times as fast" in text
+    assert f"`fast` gets {rates['fast']} of the {rates['bfloat16 product']} that" in text
+    assert f"and is {gains[1]:.1f} times as fast." in text
+    natural, random = (works["mnist-radius"][group] for group in ("natural", "random"))
+    led = f"took {natural['fast']['evaluations']} evaluations over all images on natural and"
+    assert f"{led} {random['fast']['evaluations']} on random labels" in text
+    assert f"in place of {natural['evaluations']} and {random['evaluations']}," in text
+    for way, word in (("fast", "and"), ("exact", "in place of")):
+        found = [each["seconds"][way] for each in (natural, random)]
+        assert f"{word} {found[0]:.1f} and {found[1]:.1f}" in text
+    left = [each["times_faster_than"]["fast"]["stepwise walk"] for each in (natural, random)]
+    assert f"leave {left[0]:.1f} and {left[1]:.1f} of it." in text
 
 
 def test_the_page_on_speed_shows_a_processor_without_avx512() -> None:

@@ -6,6 +6,7 @@ import torch
 
 import flatminima as fm
 from accelerator.problems import CASES, DEVICE, ON_CUDA, pictures, vgg
+from cases import ImageNet, images, perceptron, points, seeded
 from flatminima.subspace import Subspace
 
 
@@ -70,3 +71,25 @@ def test_weights_in_half_precision_are_evaluated_in_float32():
         for network in (stored, single)
     )
     np.testing.assert_array_equal(found.radius, want.radius)
+
+
+@pytest.mark.parametrize("protocol", ["crossing", "stepwise"])
+@pytest.mark.parametrize("made", [perceptron, ImageNet])
+def test_radii_that_a_sample_leads_to_are_the_exact_ones(made, protocol):
+    network = seeded(made(), 0).float()
+    data = (points if made is perceptron else images)(2500)
+    given = fm.Dataset(data.inputs.float(), data.targets)
+    fast, exact = (
+        fm.flatness_radius(
+            fm.Landscape(network, given, device=device, precision=precision),
+            network,
+            directions=2,
+            protocol=protocol,
+            step=0.1,
+        )
+        for device, precision in ((DEVICE, "fast"), ("cpu", "exact"))
+    )
+    assert fast.attrs["sampled"] == 250
+    assert fast.evaluations.sum() < exact.evaluations.sum()
+    np.testing.assert_array_equal(fast.outcome, exact.outcome)
+    np.testing.assert_allclose(fast.radius, exact.radius, rtol=2e-3)

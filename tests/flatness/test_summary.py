@@ -339,3 +339,16 @@ def test_one_group_without_spread_is_compared_by_the_others():
     bounds = alone.confidence_interval(0.95)
     np.testing.assert_allclose([low, high], [2.0 - bounds.high, 2.0 - bounds.low], rtol=1e-12)
     np.testing.assert_allclose(p_value, alone.pvalue, rtol=1e-12)
+
+
+def test_what_a_sample_was_off_by_is_told_of_all_blocks_where_there_was_one():
+    rays = [[4.0, 5.0]]
+    exact = block(rays, "natural", 0, parameters="top", precision="exact")
+    led = [
+        block(rays, "natural", n, precision="fast", sampled=3000 - n, largest_difference=0.01 * n)
+        for n in range(3)
+    ]
+    attrs = merge_radii([exact, *led]).attrs
+    assert (attrs["sampled"], attrs["largest_difference"]) == (3000, 0.02)
+    assert "precision" not in attrs
+    assert "sampled" not in merge_radii([exact]).attrs

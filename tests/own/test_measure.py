@@ -211,6 +211,25 @@ def test_radii_in_blocks_are_the_radii(folder):
         np.testing.assert_allclose(one.loss, want.attrs["loss"], rtol=1e-6)
 
 
+def test_fast_radii_say_what_the_sample_of_any_network_was_off_by(folder):
+    changed("randn(41, 7", "randn(2500, 7")
+    made = plan_radii(opened(precision="fast"), directions=6, threshold=0.1)
+    found = run_measurement(made, Store(folder / "runs", create=True))
+    own = opened(precision="fast")
+    each = [
+        fm.flatness_radius(own.landscape, state, directions=count, first=first, threshold=0.1)
+        for state in own.states
+        for first, count in ((0, 5), (5, 1))
+    ]
+    assert found.attrs["sampled"] == max(one.attrs["sampled"] for one in each) > 200
+    assert found.attrs["largest_difference"] == max(one.attrs["largest_difference"] for one in each)
+    exact = run_measurement(
+        plan_radii(opened(), directions=6, threshold=0.1), Store(folder / "other", create=True)
+    )
+    np.testing.assert_allclose(found.radius, exact.radius, rtol=1e-3)
+    assert "sampled" not in exact.attrs
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_counts_of_networks_that_do_not_span_what_is_asked_for(count):
     for index in range(4):

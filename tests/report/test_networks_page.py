@@ -127,6 +127,25 @@ def test_radii_are_told_for_every_network(written):
     assert len((folder / "radii.csv").read_text().splitlines()) == 25
 
 
+@pytest.mark.parametrize(
+    ("attrs", "words"),
+    [
+        ({}, "exact arithmetic, no"),
+        (
+            {"precision": "fast", "sampled": 123, "largest_difference": 0.00123},
+            "exact arithmetic around the crossings, the way there over 123 of them that were drawn"
+            " by importance (a rise differed by 0.0012 at most), no",
+        ),
+        (
+            {"precision": "fast", "sampled": 0, "largest_difference": 0.0},
+            "exact arithmetic (fast was asked for; nothing was to be gained by it here), no",
+        ),
+    ],
+)
+def test_radii_are_told_with_how_they_were_looked_for(written, attrs, words):
+    assert words in text_of(written(radius=radius().assign_attrs(attrs)))
+
+
 def test_findings_are_a_table_and_may_stand_alone(written):
     findings = [
         {"verdict": "ok", "question": "Is it?", "answer": "yes & <no>"},

@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from flatminima.report import write_report
+from flatminima.report.captions import radii_caption
 from flatminima.report.contents import read_study
 from flatminima.store import Store, StoreError
 
@@ -106,6 +108,16 @@ def test_captions_state_data_policy_n_loss_and_version(page: str) -> None:
         "Quick version",
     ):
         assert fact in surfaces
+
+
+def test_the_caption_of_radii_says_what_a_sample_was_off_by(store: Store) -> None:
+    study = read_study(store, "synthetic")
+    assert study.radii is not None
+    assert "drawn by importance" not in radii_caption(study)
+    said = {"sampled": 3000, "largest_difference": 0.00612}
+    led = replace(study, radii=study.radii.assign_attrs(said))
+    want = "over 3,000 of them, drawn by importance, where a rise differed by 0.0061 at most"
+    assert want in radii_caption(led)
 
 
 def test_writing_twice_gives_the_same_bytes(store: Store, report: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def _led(
             ray.guide = guide
             sample.compare(guide.rises[np.searchsorted(guide.distances, start)], ray.rises[0])
     for ray in rays:
-        ray.doubt = sample.doubt
+        ray.doubt = sample.difference
     for _ in range(_AIMS):
         _evaluate(walk, [(ray, ray.aimed(limit, tolerance)) for ray in rays])
     return rays

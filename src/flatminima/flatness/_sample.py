@@ -17,8 +17,6 @@ from flatminima.types import PerPoint
 
 # A sample is this share of the examples, within limits.
 _SHARE, _FEWEST, _MOST = 10, 200, 3_000
-# Rises that are off by more are not expected where they are smaller than those compared.
-_SAFETY = 1.0
 
 
 class Sample:
@@ -27,17 +25,14 @@ class Sample:
     Attributes:
         walk: The walk.
         samples: Over how many examples it is.
-        difference: The largest difference found between a rise over them and over all.
+        difference: The largest difference found between a rise over them and over all. Rises are
+            compared where they are about to cross; before that they are smaller, and so is what
+            they are off by.
     """
 
     def __init__(self, walk: Walk, samples: int) -> None:
         self.walk, self.samples = walk, samples
         self.difference = 0.0
-
-    @property
-    def doubt(self) -> float:
-        """By how much a rise over the sample may be off from one over all examples."""
-        return _SAFETY * self.difference
 
     def compare(self, rise: float, rise_over_all: float) -> None:
         """Take note of a point that was evaluated in both ways."""
@@ -110,7 +105,7 @@ def _first_in_doubt(walk: Walk, sample: Sample, ray: int, step: float, steps: in
         key = (ray, number * step)
         change, doubt = walk.known.get(key), 0.0
         if change is None:
-            change, doubt = sample.walk.known.get(key, np.nan), sample.doubt
+            change, doubt = sample.walk.known.get(key, np.nan), sample.difference
         if not abs(change) + doubt < walk.threshold:
             return number
     return steps + 1

@@ -269,6 +269,26 @@ def test_the_page_on_speed_shows_radii_in_fast() -> None:
     assert f"leave {left[0]:.1f} and {left[1]:.1f} of it." in text
 
 
+def test_the_page_on_speed_shows_the_published_radii_in_fast() -> None:
+    path = ROOT / "results" / "speed" / "mnist-paper-radii-fast.json"
+    found = json.loads(path.read_text())
+    text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
+    crossing, stepwise = (found[f"all parameters, {name}"] for name in ("crossing", "stepwise"))
+    ways = [each["evaluations_per_ray"] for each in (crossing, stepwise)]
+    assert (
+        f"{crossing['rays']} crossings from {ways[0]['fast']:.2f} evaluations a ray in place of"
+        f" {ways[0]['exact']:.2f}, of one ray {ways[0]['fast, at most']} at most;"
+        f" {stepwise['rays']} stepwise walks from {ways[1]['fast']:.2f} in place of"
+        f" {ways[1]['exact']:.2f}."
+    ) in text
+    assert f"differ by {crossing['radii_differ_by']:.1e} at most, steps and outcomes not" in text
+    assert stepwise["radii_differ_by"] == 0.0
+    assert crossing["other_outcomes"] == stepwise["other_outcomes"] == 0
+    minutes = found["minutes_of_a_core"]
+    assert f"took {minutes['crossing']} and {minutes['stepwise']} minutes of a core." in text
+    assert not found["provenance"]["dirty"]
+
+
 def test_the_page_on_speed_shows_a_processor_without_avx512() -> None:
     works = json.loads((ROOT / "results" / "speed" / "cpu-avx2.json").read_text())["works"]
     text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())

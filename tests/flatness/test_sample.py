@@ -292,6 +292,7 @@ def test_a_sample_leaves_its_landscape_as_it_was():
     found = some.losses(subspace, np.ones((1, 2)))
     after = landscape.losses(subspace, np.ones((1, 2)))
     assert found.samples == len(some.dataset)
+    assert found.path == before.path == "affine"
     assert not found.metrics
     np.testing.assert_array_equal(before.loss, after.loss)
     assert "loss_some" in after.metrics
@@ -345,3 +346,23 @@ def test_examples_of_one_loss_are_drawn_alike():
     drawn, weights = draw(np.ones(50), 50)
     np.testing.assert_array_equal(drawn, np.arange(50))
     np.testing.assert_allclose(weights, 1.0)
+
+
+def test_rounding_of_an_example_that_stands_for_many_does_not_pass_for_a_wrong_path():
+    """Nearly all examples are fitted: the few of them that are drawn stand for thousands."""
+    network, data = perceptron(dtype=torch.float32), points(MANY, dtype=torch.float32)
+    with torch.no_grad():
+        network[-1].weight.mul_(1e3)
+        targets = network(data.inputs).argmax(1)
+    landscape = fm.Landscape(network, fm.Dataset(data.inputs, targets, classes=4))
+    some = landscape._sampled(landscape.state(network), 400)
+    assert some is not None
+    weights = some._batches.weights
+    assert 0.5 < float(weights.max()) <= 1.0
+    subspace = Subspace.random(network, 2, 0)
+    assert some.losses(subspace, np.ones((1, 2))).path == "affine"
+    drawn, exact = draw(landscape._losses_of_examples(landscape.state(network)), 400)
+    scale = float(weights[0]) / exact[0]
+    assert np.log2(scale) == pytest.approx(round(np.log2(scale)))
+    np.testing.assert_allclose(weights, scale * exact, rtol=1e-6)
+    assert len(drawn) == len(weights)

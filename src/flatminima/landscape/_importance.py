@@ -70,6 +70,10 @@ def draw(losses: PerExample, count: int) -> Drawn:
 
 
 def as_tensors(drawn: Drawn, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Positions and weights where the data are."""
+    """Positions and weights where the data are, the largest weight between a half and 1.
+
+    Paths are compared by what samples add to the sum, and a weight must not make rounding larger.
+    """
     rows, weights = drawn
-    return torch.from_numpy(rows).to(device), torch.from_numpy(weights).to(device, torch.float32)
+    scaled = np.ldexp(weights, -int(np.ceil(np.log2(weights.max()))))
+    return torch.from_numpy(rows).to(device), torch.from_numpy(scaled).to(device, torch.float32)

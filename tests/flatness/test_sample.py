@@ -361,8 +361,32 @@ def test_rounding_of_an_example_that_stands_for_many_does_not_pass_for_a_wrong_p
     assert 0.5 < float(weights.max()) <= 1.0
     subspace = Subspace.random(network, 2, 0)
     assert some.losses(subspace, np.ones((1, 2))).path == "affine"
-    drawn, exact = draw(landscape._losses_of_examples(landscape.state(network)), 400)
+    with torch.no_grad():
+        losses = nn.functional.cross_entropy(network(data.inputs), targets, reduction="none")
+    drawn, exact = draw(losses.double().numpy(), 400)
     scale = float(weights[0]) / exact[0]
     assert np.log2(scale) == pytest.approx(round(np.log2(scale)))
     np.testing.assert_allclose(weights, scale * exact, rtol=1e-6)
     assert len(drawn) == len(weights)
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer, in evaluation mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = perceptron(dtype=torch.float32)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.inside(x) + 0.01 * self.calls
+
+
+def test_to_draw_a_sample_leaves_the_buffers_of_a_state():
+    network, data = Counting(), points(MANY, dtype=torch.float32)
+    landscape = fm.Landscape(network, data)
+    state = landscape.state(network)
+    before = {name: value.clone() for name, value in state.buffers.items()}
+    assert landscape._sampled(state, 400) is not None
+    torch.testing.assert_close(state.buffers, before, rtol=0.0, atol=0.0)

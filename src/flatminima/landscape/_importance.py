@@ -5,15 +5,21 @@ is least sure of. They are drawn more often than others, and every example that 
 many as it stands for, so that means stay what they are.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
+from flatminima._linear import quick_linear
+from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._losses import PerSample, split_weights
+from flatminima.landscape._meter import Marked
+from flatminima.landscape._reference import run
+from flatminima.types import Buffers, Parameters
 
 # Examples are drawn in proportion to this power of their loss, as if no loss were below a share of
 # the mean. On the published networks it halves the error of drawing by lot at least; the square
@@ -43,6 +49,27 @@ def weighted(per_sample: PerSample) -> PerSample:
         return losses * own, own if weights is None else weights * own
 
     return each
+
+
+def losses_of_examples(
+    network: nn.Module,
+    state: tuple[Parameters, Buffers],
+    batches: Iterable[tuple[Any, Any]],
+    per_sample: PerSample,
+    arithmetic: Arithmetic,
+) -> PerExample:
+    """The loss of every example at a state."""
+    parameters, buffers = state
+    # A network may write to its buffers, which are the state's own.
+    own = {name: value.clone() for name, value in buffers.items()}
+    ready = arithmetic.ready(parameters)
+    found = []
+    with quick_linear(), arithmetic.used():
+        for inputs, targets in batches:
+            given = targets.targets if isinstance(targets, Marked) else targets
+            outputs = run(network, ready, own, inputs)
+            found.append(split_weights(per_sample(outputs, given), given)[0])
+    return torch.cat(found).double().numpy(force=True)
 
 
 def draw(losses: PerExample, count: int) -> Drawn:

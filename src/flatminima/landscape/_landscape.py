@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flatminima._linear import quick_linear
 from flatminima._processor import multiplies_halves
 from flatminima.data import as_dataset
 from flatminima.landscape import _batchnorm, _layers
@@ -22,15 +21,9 @@ from flatminima.landscape._arithmetic import (
     repeated_points,
 )
 from flatminima.landscape._batches import Batch, Batches
-from flatminima.landscape._importance import PerExample, as_tensors, draw, weighted
-from flatminima.landscape._losses import (
-    Losses,
-    PerSample,
-    check_classes,
-    per_sample_loss,
-    split_weights,
-)
-from flatminima.landscape._meter import Marked, Measures, Meter
+from flatminima.landscape._importance import as_tensors, draw, losses_of_examples, weighted
+from flatminima.landscape._losses import Losses, PerSample, check_classes, per_sample_loss
+from flatminima.landscape._meter import Measures, Meter
 from flatminima.landscape._model_loss import Weight, model_loss
 from flatminima.landscape._passes import evaluate_point
 from flatminima.landscape._paths import choose_path
@@ -343,7 +336,11 @@ class Landscape:
         """
         if self._measures.whole_batches:
             return None
-        losses = self._losses_of_examples(state)
+        tensors = (self._like(state.parameters), self._like(state.buffers))
+        with quiet(self.device):
+            losses = losses_of_examples(
+                self._network, tensors, self._batches, self._measures.per_sample, self._exact
+            )
         if not (np.isfinite(losses).all() and (losses >= 0.0).all()):
             return None
         batches = self._batches.only(*as_tensors(draw(losses, count), self.dataset.device))
@@ -353,18 +350,6 @@ class Landscape:
         sampled._measures = Measures(weighted(self._measures.per_sample))
         sampled._last = None
         return sampled
-
-    def _losses_of_examples(self, state: Minimum) -> PerExample:
-        """The loss of every example at a state, in evaluation mode."""
-        parameters, buffers = self._like(state.parameters), self._like(state.buffers)
-        ready = self._exact.ready(parameters)
-        found = []
-        with quiet(self.device), quick_linear(), self._exact.used():
-            for inputs, targets in self._batches:
-                outputs = run(self._network, ready, dict(buffers), inputs)
-                given = targets.targets if isinstance(targets, Marked) else targets
-                found.append(split_weights(self._measures.per_sample(outputs, given), given)[0])
-        return torch.cat(found).double().numpy(force=True)
 
     def _prepare(self, subspace: Subspace) -> Path:
         """Bring a subspace here and choose a path; the last one is remembered."""

@@ -4,17 +4,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatminima.data import Dataset
 from flatminima.landscape._importance import Weighted
+from flatminima.landscape._layers import largest_output
 from flatminima.landscape._meter import Marked
 from flatminima.landscape._world import as_dtype, channels_last
 
 Batch: TypeAlias = tuple[Any, Any]
 """Inputs and targets."""
 
+# A batch's largest activation should stay in a core's share of cache (1 to 2 MiB). An accelerator
+# needs much more at once, or it waits for its next operation.
+_CACHE, _ACCELERATOR = 1_600_000, 640 * 2**20
+_MOST, _ACCELERATOR_MOST = 1000, 2**16
 # Examples on which a path is compared with the reference, at most.
 _PROBE = 64
 # Examples that tell how a network is made.
@@ -129,3 +135,16 @@ class _Spread(Sequence[Batch]):
         if not 0 <= index < self.number:
             raise IndexError(index)
         return self.batches._rows(self.rows[index :: self.number])
+
+
+def usual_size(network: nn.Module, example: Any, device: torch.device, half: bool) -> int:
+    """So many examples that the largest activation fits the cache, within 100 to 1000.
+
+    In half precision it takes half the room. On an accelerator the largest activation may be
+    larger, and the examples be more.
+    """
+    if device.type == "cpu":
+        limit, most = _CACHE * (2 if half else 1), _MOST
+    else:
+        limit, most = _ACCELERATOR, _ACCELERATOR_MOST
+    return int(np.clip(limit // largest_output(network, example), 100, most))

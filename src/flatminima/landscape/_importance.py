@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from flatminima._linear import quick_linear
 from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._losses import PerSample, split_weights
-from flatminima.landscape._meter import Marked
+from flatminima.landscape._meter import unmarked
 from flatminima.landscape._reference import run
 from flatminima.types import Buffers, Parameters
 
@@ -66,7 +66,7 @@ def losses_of_examples(
     found = []
     with quick_linear(), arithmetic.used():
         for inputs, targets in batches:
-            given = targets.targets if isinstance(targets, Marked) else targets
+            given = unmarked(targets)
             outputs = run(network, ready, own, inputs)
             found.append(split_weights(per_sample(outputs, given), given)[0])
     return torch.cat(found).double().numpy(force=True)

@@ -20,7 +20,7 @@ from flatminima.landscape._arithmetic import (
     fast,
     repeated_points,
 )
-from flatminima.landscape._batches import Batch, Batches
+from flatminima.landscape._batches import Batch, Batches, usual_size
 from flatminima.landscape._importance import as_tensors, draw, losses_of_examples, weighted
 from flatminima.landscape._losses import Losses, PerSample, check_classes, per_sample_loss
 from flatminima.landscape._meter import Measures, Meter
@@ -36,10 +36,6 @@ from flatminima.minimum import Minimum, State, as_minimum, split_state, unwrappe
 from flatminima.subspace import Subspace, choose
 from flatminima.types import Coordinates, Parameters, Real
 
-# A batch's largest activation should stay in a core's share of cache (1 to 2 MiB). An accelerator
-# needs much more at once, or it waits for its next operation.
-_CACHE, _ACCELERATOR = 1_600_000, 640 * 2**20
-_MOST, _ACCELERATOR_MOST = 1000, 2**16
 # Products of weights and examples in a batch from which on threads gain by a batch each.
 _ENOUGH = 10_000_000
 # Rounding to bfloat16 moves weights by 0.0017 of their norm, about as far as a radius is long; a
@@ -162,7 +158,7 @@ class Landscape:
             last = _layers.takes_channels_last(self._network, batches.few[0])
             batches = replace(batches, channels_last=last)
             half = precision == "fast" and multiplies_halves(self.device.type)
-            size = batch_size or _usual_batch(self._network, batches.first(1)[0], self.device, half)
+            size = batch_size or usual_size(self._network, batches.first(1)[0], self.device, half)
             writes = _layers.writes_to_buffers(self._network, batches.few[0])
             if loss == "cross_entropy":
                 outputs = _layers.trace(self._network, batches.few[0]).outputs
@@ -403,16 +399,3 @@ class Landscape:
         """Tensors of a state on this device, in the network's own types."""
         own = dict(self._network.named_parameters()) | dict(self._network.named_buffers())
         return {name: value.to(own[name]) for name, value in tensors.items() if name in own}
-
-
-def _usual_batch(network: nn.Module, example: Any, device: torch.device, half: bool) -> int:
-    """So many examples that the largest activation fits the cache, within 100 to 1000.
-
-    In half precision it takes half the room. On an accelerator the largest activation may be
-    larger, and the examples be more.
-    """
-    if device.type == "cpu":
-        limit, most = _CACHE * (2 if half else 1), _MOST
-    else:
-        limit, most = _ACCELERATOR, _ACCELERATOR_MOST
-    return int(np.clip(limit // _layers.largest_output(network, example), 100, most))

@@ -50,7 +50,7 @@ class Measures:
 
     def total(self, outputs: Any, targets: Any) -> tuple[Tensor, float]:
         """The sum of a batch's losses, which may be differentiated, and its weight."""
-        targets = targets.targets if isinstance(targets, Marked) else targets
+        targets = unmarked(targets)
         losses, weights = split_weights(self.per_sample(outputs, targets), targets)
         return losses.sum(), float(len(losses) if weights is None else weights.sum())
 
@@ -72,6 +72,11 @@ class Marked:
 
     targets: Any
     members: Bool[Tensor, "samples subsets"]
+
+
+def unmarked(targets: Any) -> Any:
+    """Targets as the loss takes them."""
+    return targets.targets if isinstance(targets, Marked) else targets
 
 
 @dataclass
@@ -107,7 +112,7 @@ class Meter:
     def add(self, point: int, outputs: Any, targets: Any) -> None:
         """Add one batch of outputs to the sums of `point`."""
         members = targets.members if isinstance(targets, Marked) else None
-        targets = targets.targets if isinstance(targets, Marked) else targets
+        targets = unmarked(targets)
         losses, weights = split_weights(self.measures.per_sample(outputs, targets), targets)
         s = losses.double()
         if self.clip is not None:
@@ -155,7 +160,7 @@ class Meter:
         that of `add` by rounding.
         """
         members = targets.members if isinstance(targets, Marked) else None
-        plain = targets.targets if isinstance(targets, Marked) else targets
+        plain = unmarked(targets)
         if not (takes_stacks(self.measures.per_sample) and is_classes(outputs[0], plain)):
             for point, each in zip(points, outputs, strict=True):
                 self.add(point, each, targets)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flatminima.landscape._affine import AffineLayer, combine
-from flatminima.landscape._meter import Marked, Meter
+from flatminima.landscape._meter import Marked, Meter, unmarked
 from flatminima.landscape._states import States
 from flatminima.landscape._threads import in_threads
 from flatminima.types import Coordinates
@@ -55,7 +55,7 @@ def gathered(features: list[Features]) -> list[Features]:
 
 def _plain(feature: Features) -> bool:
     inputs, targets, shape = feature
-    targets = targets.targets if isinstance(targets, Marked) else targets
+    targets = unmarked(targets)
     tensors = isinstance(targets, Tensor) and len(targets) == len(inputs)
     return tensors and inputs.ndim == 2 and len(shape) == 2 and shape[0] == len(inputs)
 

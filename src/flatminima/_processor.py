@@ -64,7 +64,10 @@ def packs_halves() -> bool:
 
     torch has it do that for every product.
     """
-    return _processor_multiplies_halves() and _onednn_at_hand()
+    import torch
+
+    wide = bool(torch.cpu._is_avx512_supported())  # else oneDNN refuses
+    return _processor_multiplies_halves() and wide and _onednn_at_hand()
 
 
 @functools.cache

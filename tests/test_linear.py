@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from flatminima import _linear
-from flatminima._linear import applies, product, quick_linear
+from flatminima import _linear, _quick
+from flatminima._linear import applies, in_order, product
+from flatminima._packed import Packed
+from flatminima._quick import quick_products
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch was built without oneDNN"
@@ -72,11 +74,11 @@ def test_it_is_used_only_where_it_is_meant():
 
 def test_a_network_gives_the_same_within_and_without(monkeypatch):
     called = []
-    monkeypatch.setattr(_linear, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(_quick, "mkl_is_slow", lambda: True)
     monkeypatch.setattr(_linear, "product", lambda *given: called.append(given) or product(*given))
     network = nn.Sequential(nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 3))
     inputs = draw(64, 200, seed=0)
-    with quick_linear():
+    with quick_products():
         within = network(inputs)
     assert len(called) == 1
     torch.testing.assert_close(within, network(inputs), atol=1e-5, rtol=1e-5)
@@ -91,22 +93,22 @@ def test_a_packed_weight_gives_the_same_bits(samples, before, after, expected):
         draw(after, before, seed=1),
         draw(after, seed=2),
     )
-    packed = _linear.Packed([weight])
+    packed = Packed([weight])
     assert torch.equal(
-        product(inputs, packed(weight, expected), bias), product(inputs, weight, bias)
+        product(inputs, in_order(weight, expected, packed), bias), product(inputs, weight, bias)
     )
 
 
 def test_only_what_was_named_is_packed_and_once(monkeypatch):
-    monkeypatch.setattr(_linear, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(_quick, "mkl_is_slow", lambda: True)
     named, other = draw(200, 200, seed=0), draw(200, 200, seed=1)
-    packed = _linear.Packed([named])
+    packed = Packed([named])
     inputs = draw(64, 200, seed=2)
-    with torch.no_grad(), quick_linear(packed):
+    with torch.no_grad(), quick_products(packed):
         found = [functional.linear(inputs, weight, None) for weight in (named, other, named)]
-    assert packed(named, 64) is packed(named, 64)
-    assert packed(named, 64) is not named
-    assert packed(other, 64) is other
+    assert in_order(named, 64, packed) is in_order(named, 64, packed)
+    assert in_order(named, 64, packed) is not named
+    assert in_order(other, 64, packed) is other
     torch.testing.assert_close(found[0], inputs @ named.T, atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(found[1], inputs @ other.T, atol=1e-3, rtol=1e-4)
     assert torch.equal(found[0], found[2])
@@ -122,8 +124,8 @@ def test_threads_that_meet_a_weight_at_once_pack_it_once(monkeypatch):
 
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", slowly)
     weight = draw(200, 200, seed=0)
-    packed = _linear.Packed([weight])
+    packed = Packed([weight])
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: packed(weight, 64), range(4)))
+        found = list(pool.map(lambda _: in_order(weight, 64, packed), range(4)))
     assert len(packs) == 1
     assert all(value is found[0] for value in found)

@@ -6,17 +6,14 @@ Both are float32 throughout. The choice hangs on the processor and on shapes alo
 machine always gives the same bits.
 """
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
+from flatminima._packed import Packed
 from flatminima._processor import mkl_is_slow, packs_halves
 
 # Below this many products per sample, or samples, calling oneDNN costs more than it saves.
@@ -24,69 +21,6 @@ _LEAST_WEIGHTS = 16_384
 _LEAST_SAMPLES = 16
 # Where it is called without a detour, they are so few in all.
 _LEAST_PRODUCTS = 2**18
-
-
-class Packed:
-    """Weights in the order in which oneDNN reads them, brought into it once instead of every time.
-
-    Args:
-        weights: Those worth it; they must stay as they are, and are kept alive.
-    """
-
-    def __init__(self, weights: Iterable[Tensor]) -> None:
-        self._weights = {id(weight): weight for weight in weights}
-        self._packed: dict[int, Tensor] = {}
-        self._turn = threading.Lock()  # threads that meet a weight at once would each pack it
-
-    def __call__(self, weight: Tensor, samples: int) -> Tensor:
-        """A weight as oneDNN is to be given it, for about so many samples."""
-        if id(weight) not in self._weights:
-            return weight
-        with self._turn:
-            found = self._packed.get(id(weight))
-            if found is None:
-                found = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), samples)
-                self._packed[id(weight)] = found
-        return found
-
-
-def copies(device: torch.device) -> int:
-    """How often a weight is in memory once it is packed, where it is."""
-    return 2 if device.type == "cpu" and mkl_is_slow() else 1
-
-
-def quick_linear(packed: Packed | None = None) -> contextlib.AbstractContextManager[Any]:
-    """Within, `torch.nn.functional.linear` takes the quicker way where there is one.
-
-    Every function of torch is looked at on the way, so little else should happen within.
-
-    Args:
-        packed: Weights that many batches meet; without gradients.
-    """
-    return _QuickLinear(packed) if mkl_is_slow() else contextlib.nullcontext()
-
-
-class _QuickLinear(TorchFunctionMode):
-    """Hands calls of `linear` over to oneDNN."""
-
-    def __init__(self, packed: Packed | None) -> None:
-        super().__init__()
-        self._packed = packed or Packed(())
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Replace `linear`; leave everything else alone."""
-        if func is functional.linear and not kwargs and len(args) == 3 and applies(*args):
-            if torch.is_grad_enabled():
-                return _Linear.apply(*args)  # type: ignore[no-untyped-call]
-            inputs, weight, bias = args
-            return product(inputs, self._packed(weight, len(inputs)), bias)
-        return func(*args, **(kwargs or {}))
 
 
 def applies(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -118,6 +52,39 @@ def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return outputs
 
 
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
+    """`torch.nn.functional.linear` by oneDNN, where it `applies`.
+
+    Args:
+        inputs: As it takes them.
+        weight: Likewise.
+        bias: Likewise.
+        packed: Weights that many batches meet; where no gradients are asked for.
+    """
+    if torch.is_grad_enabled():
+        outputs: Tensor = _Linear.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
+        return outputs
+    return product(inputs, in_order(weight, len(inputs), packed), bias)
+
+
+def in_order(weight: Tensor, samples: int, packed: Packed) -> Tensor:
+    """A weight in the order in which oneDNN reads it, if many batches meet it.
+
+    Args:
+        weight: As `torch.nn.functional.linear` takes it.
+        samples: About how many it is for.
+        packed: Those that many batches meet.
+    """
+    if weight not in packed:
+        return weight
+
+    def ordered(own: Tensor) -> Tensor:
+        found: Tensor = torch.ops.mkldnn._reorder_linear_weight(own.detach(), samples)
+        return found
+
+    return packed.made(weight, "linear", ordered)
+
+
 def affine(inputs: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
     """`inputs @ weight.T + bias` in the quicker way, without gradients; in half precision, too.
 
@@ -136,7 +103,7 @@ def affine(inputs: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) 
         and _plain(dtype, inputs, weight, bias)
     )
     if quick:
-        return product(inputs, packed(weight, len(inputs)), bias)
+        return product(inputs, in_order(weight, len(inputs), packed), bias)
     return functional.linear(inputs, weight, bias)
 
 

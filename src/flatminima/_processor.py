@@ -43,6 +43,11 @@ def _processor_multiplies_halves() -> bool:
     )
 
 
+def mkl_is_quick() -> bool:
+    """Whether torch multiplies matrices by MKL on this processor, as quickly as that can."""
+    return _has_mkl() and not mkl_is_slow()
+
+
 @functools.cache
 def mkl_is_slow() -> bool:
     """Whether MKL holds back on this processor, and oneDNN is at hand.
@@ -54,7 +59,7 @@ def mkl_is_slow() -> bool:
     return (
         "AuthenticAMD" in _cpuinfo()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+        and _has_mkl()
         and _onednn_at_hand()
     )
 
@@ -68,6 +73,13 @@ def packs_halves() -> bool:
 
     wide = bool(torch.cpu._is_avx512_supported())  # else oneDNN refuses
     return _processor_multiplies_halves() and wide and _onednn_at_hand()
+
+
+def _has_mkl() -> bool:
+    import torch
+
+    x86 = platform.machine().lower() in _X86
+    return x86 and bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
 
 
 @functools.cache

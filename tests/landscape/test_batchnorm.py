@@ -11,12 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import flatminima as fm
 import naive
 from cases import CLASSES, ImageNet, images, perceptron, points, seeded, states
-from flatminima.landscape._arithmetic import exact
+from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._batchnorm import recomputed
 from flatminima.landscape.surface import FINITE, NON_FINITE
 from flatminima.subspace import Subspace
 
-EXACT = exact(torch.device("cpu"))
+EXACT = Arithmetic(half=False, device=torch.device("cpu"))
 
 
 def batchnorm_states(eps=1e-5):

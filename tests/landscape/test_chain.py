@@ -9,7 +9,8 @@ from torch import nn
 
 import flatminima as fm
 from cases import perceptron, points, seeded, states
-from flatminima import _linear, _processor
+from flatminima import _linear, _processor, _quick
+from flatminima._packed import Packed
 from flatminima.landscape import _affine, _suffix
 from flatminima.landscape._chain import Chain, chain_behind
 from flatminima.landscape._states import States
@@ -80,7 +81,7 @@ def test_plain_layers_in_a_row_are_a_chain(network, affine):
     inputs = torch.randn(9, 6)
     state = dict(network.named_parameters())
     with torch.no_grad():
-        got = chain(network[0](inputs), state, _linear.Packed(()), lambda value: value)
+        got = chain(network[0](inputs), state, Packed(()), lambda value: value)
         assert torch.equal(got, network(inputs))
 
 
@@ -98,7 +99,7 @@ def test_what_is_rectified_before_it_is_rounded_is_the_same_number():
         return value.to(torch.bfloat16)
 
     with torch.no_grad():
-        got = chain(value.clone(), state, _linear.Packed(()), convert)
+        got = chain(value.clone(), state, Packed(()), convert)
         halves = nn.functional.linear(
             value.to(torch.bfloat16).relu(), state["3.weight"], state["3.bias"]
         )
@@ -185,7 +186,8 @@ def test_losses_are_those_of_the_modules(monkeypatch, precision, kind):
     ],
 )
 def test_what_is_not_finite_is_not_rectified_away(monkeypatch, overflows):
-    monkeypatch.setattr(_linear, "mkl_is_slow", lambda: True)
+    for room in (_linear, _quick):
+        monkeypatch.setattr(room, "mkl_is_slow", lambda: True)
     network = perceptron(sizes=(6, 300, 200, 4), dtype=torch.float32)
     data = points(300, dtype=torch.float32)
     rays = Subspace.random(network, 2, 0)
@@ -207,8 +209,8 @@ def test_one_chunk_of_points_is_in_memory_at_a_time(monkeypatch, parameters, roo
     monkeypatch.setattr(room, "MEMORY", 4_000)
     chunks, cut, alive, form = [], room._chunks, [], States.at
 
-    def noted(*given):
-        for chunk in cut(*given):
+    def noted(*given, **named):
+        for chunk in cut(*given, **named):
             chunks.append(len(chunk[0]) if isinstance(chunk, tuple) else len(chunk))
             yield chunk
 
@@ -233,7 +235,7 @@ def test_an_affine_map_is_that_of_torch(monkeypatch, dtype):
     draws = torch.Generator().manual_seed(0)
     inputs, weight = (torch.randn(n, 200, generator=draws).to(dtype) for n in (150, 90))
     bias = torch.randn(90, generator=draws).to(dtype)
-    got = _linear.affine(inputs, weight, bias, _linear.Packed([weight]))
+    got = _linear.affine(inputs, weight, bias, Packed([weight]))
     want = nn.functional.linear(inputs.double(), weight.double(), bias.double())
     assert got.dtype == dtype
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.2, torch.float64: 1e-12}[dtype]
@@ -248,10 +250,10 @@ def test_weights_in_half_precision_are_brought_into_order_once(monkeypatch):
     inputs, weight = torch.randn(150, 200), torch.randn(90, 200)
     for dtype, packs in ((torch.float32, False), (torch.bfloat16, True)):
         own = weight.to(dtype)
-        packed = _linear.Packed([own])
+        packed = Packed([own])
         for _ in range(2):
             _linear.affine(inputs.to(dtype), own, None, packed)
-        assert len(packed._packed) == packs
+        assert len(packed._made) == packs
 
 
 def test_a_network_in_float64_gives_the_losses_of_its_modules(monkeypatch):

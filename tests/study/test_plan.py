@@ -223,6 +223,22 @@ def test_points_in_half_precision_have_a_version_of_their_own_where_a_part_moves
     assert before[1] == after[1]
 
 
+def test_networks_of_convolutions_have_versions_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def named() -> dict[str, list[str]]:
+        models = [{"model": {"name": name}} for name in ("mlp", "vgg16")]
+        kinds = ("tile", "network")
+        return {kind: [Job(kind, settings).digest for settings in models] for kind in kinds}
+
+    before = named()
+    monkeypatch.setitem(job_module._IN_PARTS, "tile", 99)
+    after = named()
+    assert before["tile"][0] == after["tile"][0]
+    assert before["tile"][1] != after["tile"][1]
+    assert before["network"] == after["network"]
+
+
 def test_only_what_results_need_is_to_do(smallest: Make) -> None:
     jobs = _plan(smallest())
     every = _digests(jobs, *job_module.VERSIONS)

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from flatminima._linear import Packed, copies, quick_linear
+from flatminima._packed import Packed
+from flatminima._quick import footprint, quick_products
 from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._batches import Batch
 from flatminima.landscape._chain import Chain, chain_behind
@@ -187,7 +188,7 @@ def evaluate_leading(
     # An accelerator is kept at work by the order of things, not by what lies between them.
     on_cpu = next(network.parameters()).device.type == "cpu"
     chain = chain_behind(network, name) if on_cpu else None
-    for points, active in _chunks(formed.subspace, coordinates, own):
+    for points, active in _chunks(formed.subspace, coordinates, own, tiled=arithmetic.tiled):
         behind = [arithmetic.ready(formed.at(coordinates[point], without=own)) for point in points]
         chunk = _Leading(
             name,
@@ -214,7 +215,7 @@ def evaluate_leading(
             def given() -> Tensor:
                 return inputs_of(network, name, inputs)
 
-            with quick_linear():
+            with quick_products():
                 if kept is None:
                     products = chunk.layer.products(given())
                 else:
@@ -265,7 +266,7 @@ class _Leading:
                 out = combine(base, changes, coordinate, out)
                 given.value = self.arithmetic.product(out)
                 places.put(state)
-                with quick_linear(self.packed), self.arithmetic.used():
+                with self.arithmetic.used(self.packed, affine=True):
                     outputs = network(*args, **kwargs)
                 self.arithmetic.add(meter, int(point), outputs, targets)
 
@@ -324,20 +325,20 @@ class replaced:
 
 
 def _chunks(
-    subspace: Subspace, coordinates: Coordinates, own: tuple[str, ...]
+    subspace: Subspace, coordinates: Coordinates, own: tuple[str, ...], *, tiled: bool
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
     """Runs of points, with their directions, whose parameters fit into MEMORY.
 
     A point costs its parameters behind the first layer, a direction its first layer; cutting does
     not change any number, since each point's sums are formed in the order of the directions.
     """
-    sizes = {name: value.nbytes for name, value in subspace.origin.parameters.items()}
-    leading = sum(sizes[name] for name in own)
-    device = next(iter(subspace.origin.parameters.values())).device
-    per_point = copies(device) * (sum(sizes.values()) - leading) + 1
+    origin = subspace.origin.parameters
+    leading = sum(origin[name].nbytes for name in own)
+    behind = [value for name, value in origin.items() if name not in own]
+    per_point = footprint(behind, convolutions=tiled) + 1
     # In float64 when it is drawn, and as a layer; products of a batch are about as large again.
     per_direction = 4 * leading + 1
-    limit = room(device, MEMORY)
+    limit = room(next(iter(origin.values())).device, MEMORY)
     points: list[int] = []
     active: set[int] = set()
     for point, coordinate in enumerate(coordinates):

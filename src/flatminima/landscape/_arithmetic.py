@@ -16,6 +16,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from flatminima._convolution import gains_by_tiles
+from flatminima._packed import Packed
+from flatminima._processor import mkl_is_quick
+from flatminima._quick import quick_products
 from flatminima._seeds import derive_seed
 from flatminima.landscape._layers import is_affine, own_parameters
 from flatminima.landscape._meter import Meter
@@ -41,20 +45,29 @@ class Arithmetic:
             where they would be rounded anew in every batch.
         channels_last: Whether images are laid out so; weights of convolutions then are, too, once a
             point where they would be laid out anew in every batch.
+        tiled: Whether convolutions in float32 are taken tile by tile, from fewer products; not
+            what defines the answer.
     """
 
     half: bool
     device: torch.device
     weights: frozenset[str] = frozenset()
     channels_last: bool = False
+    tiled: bool = False
 
     @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
-        """Within, torch computes so."""
-        if not self.half:
-            yield
+    def used(self, packed: Packed | None = None, *, affine: bool = False) -> Iterator[None]:
+        """Within, torch computes so.
+
+        Args:
+            packed: Weights that many batches meet.
+            affine: Whether affine layers may take their quicker way, too.
+        """
+        if self.half:
+            with torch.autocast(self.device.type, dtype=HALF, cache_enabled=False):
+                yield
             return
-        with torch.autocast(self.device.type, dtype=HALF, cache_enabled=False):
+        with quick_products(packed, affine=affine, convolutions=self.tiled):
             yield
 
     def ready(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -82,9 +95,14 @@ class Arithmetic:
             meter.add(point, outputs, targets)
 
 
-def exact(device: torch.device, *, channels_last: bool = False) -> Arithmetic:
+def exact(network: nn.Module, device: torch.device, *, channels_last: bool = False) -> Arithmetic:
     """Float32 stays float32."""
-    return Arithmetic(half=False, device=device, channels_last=channels_last)
+    return Arithmetic(
+        half=False,
+        device=device,
+        channels_last=channels_last,
+        tiled=channels_last and device.type == "cpu" and mkl_is_quick() and gains_by_tiles(network),
+    )
 
 
 def fast(network: nn.Module, device: torch.device, *, channels_last: bool = False) -> Arithmetic:

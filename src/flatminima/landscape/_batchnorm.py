@@ -18,6 +18,7 @@ from jaxtyping import Float64
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from flatminima._packed import Packed
 from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._reference import run
 from flatminima.minimum import Minimum
@@ -97,6 +98,7 @@ def recomputed(
     buffers: Buffers,
     batches: Iterable[tuple[Any, Any]],
     arithmetic: Arithmetic,
+    packed: Packed | None = None,
 ) -> dict[str, Tensor]:
     """The buffers with every BatchNorm layer's statistics pooled over `batches`.
 
@@ -114,7 +116,7 @@ def recomputed(
             scratch[_joined(name, key)].zero_()
     try:
         ready = arithmetic.ready(parameters)
-        with batch_statistics(network), arithmetic.used():
+        with batch_statistics(network), arithmetic.used(packed):
             for inputs, _targets in batches:
                 run(network, ready, scratch, inputs)
     finally:

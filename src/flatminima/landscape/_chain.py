@@ -14,7 +14,8 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from flatminima._linear import Packed, affine
+from flatminima._linear import affine
+from flatminima._packed import Packed
 
 Names: TypeAlias = tuple[str, str | None]
 """A weight, and a bias if there is one."""

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
-from flatminima._linear import quick_linear
+from flatminima._packed import Packed
 from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._losses import PerSample, split_weights
 from flatminima.landscape._meter import unmarked
@@ -64,7 +64,7 @@ def losses_of_examples(
     own = {name: value.clone() for name, value in buffers.items()}
     ready = arithmetic.ready(parameters)
     found = []
-    with quick_linear(), arithmetic.used():
+    with arithmetic.used(Packed(ready.values()), affine=True):
         for inputs, targets in batches:
             given = unmarked(targets)
             outputs = run(network, ready, own, inputs)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flatminima._convolution import gains_by_tiles
 from flatminima._processor import multiplies_halves
 from flatminima.data import as_dataset
 from flatminima.landscape import _batchnorm, _layers
@@ -29,6 +30,7 @@ from flatminima.landscape._passes import evaluate_point
 from flatminima.landscape._paths import choose_path
 from flatminima.landscape._problem import Path, Problem
 from flatminima.landscape._reference import run
+from flatminima.landscape._rows import in_rows
 from flatminima.landscape._states import States
 from flatminima.landscape._subsets import check_metrics, members_of
 from flatminima.landscape._world import quiet
@@ -177,7 +179,8 @@ class Landscape:
         enough = weights * self.batch_size >= _ENOUGH
         self._threads = self.device.type == "cpu" and enough and not writes
         self._last: tuple[Subspace, Path] | None = None
-        self._exact = exact(self.device, channels_last=batches.channels_last)
+        self._exact = exact(self._network, self.device, channels_last=batches.channels_last)
+        self._rows = in_rows(self._network) if self._exact.tiled else None
         self._fast = fast(self._network, self.device, channels_last=batches.channels_last)
 
     def losses(
@@ -224,7 +227,7 @@ class Landscape:
             # in half precision are imitated it costs more than in full.
             quick = precision == "fast" and multiplies_halves(self.device.type)
             if not quick or path.name == "top" or not count:
-                return self._evaluate(path, coordinates, self._exact, clip)
+                return self._evaluate(path, coordinates, path.problem.exact, clip)
             near = self._evaluate(path, coordinates, self._fast, clip)
             return self._compared(path, coordinates, near)
 
@@ -251,7 +254,7 @@ class Landscape:
                 policy,
                 meter,
                 0,
-                self._exact,
+                replace(self._exact, tiled=False),
                 clean=self._batches.clean(),
                 batches=self._batches,
             )
@@ -324,6 +327,11 @@ class Landscape:
         """Whether the network has BatchNorm layers that keep running statistics."""
         return bool(_batchnorm.batchnorm_layers(self._network))
 
+    @property
+    def convolves_in_parts(self) -> bool:
+        """Whether processors take convolutions tile by tile, and images through them in parts."""
+        return gains_by_tiles(self._network)
+
     def _sampled(self, state: Minimum, count: int) -> "Landscape | None":
         """The same over about so many examples, drawn by importance around a state.
 
@@ -354,7 +362,8 @@ class Landscape:
             formed = States(subspace.cast(dict(self._network.named_parameters())))
             policy = _batchnorm.resolve(self.batchnorm, self._network, len(subspace.anchors))
             problem = Problem(
-                network=self._network,
+                network=self._rows or self._network,
+                defining=self._network,
                 formed=formed,
                 buffers=self._like(subspace.origin.buffers),
                 policy=policy,
@@ -374,7 +383,7 @@ class Landscape:
         if some is not self._batches:
             found = self._evaluate(path, chosen, self._fast, None, some)
             ours = replace(found, clipped=ours.clipped)
-        true = self._evaluate(path, chosen, self._exact, None, some)
+        true = self._evaluate(path, chosen, path.problem.exact, None, some)
         gap = ours.difference_from(true)
         return replace(near, repeated=len(again), compared=ours.samples, difference=gap)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from flatminima._packed import Packed
 from flatminima._recording import recorder_for
 from flatminima.landscape import _batchnorm
 from flatminima.landscape._arithmetic import Arithmetic
@@ -111,9 +112,10 @@ def evaluate_point(
     batches: Iterable[Batch],
 ) -> None:
     """Add the losses of one state over `batches`, under a policy, to `meter`."""
-    parameters, buffers = state
+    parameters, buffers = arithmetic.ready(state[0]), state[1]
+    packed = Packed(parameters.values())
     if policy == "recompute":
-        buffers = _batchnorm.recomputed(network, parameters, buffers, clean, arithmetic)
+        buffers = _batchnorm.recomputed(network, parameters, buffers, clean, arithmetic, packed)
     own = _batchnorm.batch_statistics(network) if policy == "batch" else nullcontext()
     with own:
-        evaluate(network, parameters, buffers, batches, meter, point, arithmetic)
+        evaluate(network, parameters, buffers, batches, meter, point, arithmetic, packed)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import nn
 
-from flatminima._linear import quick_linear
+from flatminima._packed import Packed
+from flatminima._quick import quick_products
 from flatminima._seeds import derive_seed
 from flatminima.landscape import _layers
 from flatminima.landscape._affine import Kept, evaluate_leading
@@ -139,10 +140,11 @@ class Top:
         """Inputs of the layer at the origin, targets and shape of the outputs, batch by batch."""
         given = self.problem
         load(given.network, given.subspace.origin.parameters, given.buffers)
+        packed = Packed(given.network.parameters())
 
         def one(network: nn.Module, batch: int) -> Features:
             inputs, targets = batches[batch]
-            with quick_linear():
+            with quick_products(packed, convolutions=given.exact.tiled):
                 found, outputs = _layers.inputs_and_outputs(network, self.layer, inputs)
             return found, targets, outputs.shape
 
@@ -160,12 +162,20 @@ def load(network: nn.Module, parameters: Parameters, buffers: Buffers) -> None:
 def choose_path(given: Problem) -> Path:
     """The fastest path that its proof supports.
 
-    Where one was given up on its proof, the name of what is taken instead says so.
+    Where one was given up on its proof, the name of what is taken instead says so. The network and
+    its exact arithmetic are those of the path's own problem: they are proven and given up likewise.
     """
+    probe = given.batches.first(given.batches.probe)
     reference = Reference(given)
+    if given.network is not given.defining or given.exact.tiled:
+        kept = replace(given, policy="keep", threads=False)
+        gap = _gap(kept, Reference(kept), probe)
+        if gap is not None:
+            given = _by_definition(given)
+            reference = Reference(given)
+            reference.name += f" (convolutions in parts differed by {gap:.1e} on a probe)"
     if given.policy not in ("none", "keep"):
         return reference
-    probe = given.batches.first(given.batches.probe)
     for find in (_top, _suffix, _affine):
         for path in find(given, given.batches.few):
             if isinstance(path, str):
@@ -225,6 +235,11 @@ def _cheap(given: Problem, name: str, few: Batch) -> bool:
     return weight[0].numel() < _FEW_PRODUCTS and batch > _CACHE
 
 
+def _by_definition(given: Problem) -> Problem:
+    """The same with modules and products as they were given."""
+    return replace(given, network=given.defining, exact=replace(given.exact, tiled=False))
+
+
 def _gap(given: Problem, path: Path, probe: Batch) -> float | None:
     """By how much a path differs from the reference on a batch at two points, if it does."""
     here = given.subspace
@@ -237,14 +252,17 @@ def _gap(given: Problem, path: Path, probe: Batch) -> float | None:
     draws = np.random.default_rng(derive_seed(0, "probe"))
     points[:, :2] = scale * draws.normal(size=points[:, :2].shape)
 
-    def on_probe(path: Path) -> Callable[[Meter], None]:
-        return lambda meter: path.evaluate(points, meter, given.exact, [probe])
+    def on_probe(path: Path, arithmetic: Arithmetic) -> Callable[[Meter], None]:
+        return lambda meter: path.evaluate(points, meter, arithmetic, [probe])
 
     # Losses of samples are compared in the order in which they come.
-    reference = Reference(replace(given, threads=False))
+    defining = replace(_by_definition(given), threads=False)
     try:
         gap = disagreement(
-            given.measures.per_sample, len(points), on_probe(path), on_probe(reference)
+            given.measures.per_sample,
+            len(points),
+            on_probe(path, given.exact),
+            on_probe(Reference(defining), defining.exact),
         )
     except Exception:
         if not isinstance(path, Suffix):

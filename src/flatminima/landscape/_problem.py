@@ -19,7 +19,8 @@ class Problem:
     """A subspace as a landscape evaluates it.
 
     Attributes:
-        network: The landscape's private copy.
+        network: The landscape's private copy, as points are evaluated by it.
+        defining: The same, with its modules as they were given; it holds the same tensors.
         formed: Parameters at points of the subspace, whose origin's tensors are in the network's
             types and on its device; directions are kept from one evaluation to the next.
         buffers: The origin's, likewise.
@@ -31,6 +32,7 @@ class Problem:
     """
 
     network: nn.Module
+    defining: nn.Module
     formed: States
     buffers: Buffers
     policy: str

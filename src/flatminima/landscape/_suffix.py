@@ -14,7 +14,8 @@ import numpy as np
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flatminima._linear import Packed, copies, quick_linear
+from flatminima._packed import Packed
+from flatminima._quick import footprint, quick_products
 from flatminima.landscape._affine import Given, replaced
 from flatminima.landscape._arithmetic import Arithmetic
 from flatminima.landscape._batches import Batch
@@ -134,6 +135,7 @@ def evaluate_suffix(
 ) -> None:
     """Losses at any points, with everything before the cut run once per batch, exactly."""
     subspace = formed.subspace
+    fixed = Packed(subspace.origin.parameters.values())
     with _cut_off(network, cut) as (_, needed):
         pass
 
@@ -141,7 +143,7 @@ def evaluate_suffix(
         # A network may write to its buffers; no point must see what another left there.
         return {**parameters, **{name: value.clone() for name, value in buffers.items()}}
 
-    for points in _chunks(subspace, len(coordinates)):
+    for points in _chunks(subspace, len(coordinates), tiled=arithmetic.tiled):
         origin = beside(subspace.origin.parameters)
         states = []
         for point in points:
@@ -154,6 +156,7 @@ def evaluate_suffix(
             arithmetic,
             states,
             Packed(value for state in states for value in state.values()),
+            fixed,
         )
 
         def one(network: nn.Module, batch: int, chunk: "_Behind" = chunk) -> Meter:
@@ -176,6 +179,7 @@ class _Behind:
     arithmetic: Arithmetic
     states: Sequence[dict[str, Tensor]]
     packed: Packed
+    fixed: Packed
 
     def evaluate(
         self, network: nn.Module, batch: Batch, meter: Meter, wanted: Callable[[int], bool]
@@ -183,7 +187,7 @@ class _Behind:
         """Add the losses of one batch at all points that are still wanted."""
         inputs, targets = batch
         args, kwargs = arguments(inputs)
-        with quick_linear():
+        with quick_products(self.fixed, convolutions=self.arithmetic.tiled):
             stored = _output_of(network, self.cut.behind, self.origin, inputs)
         with _cut_off(network, self.cut) as (given, _), Places(network) as places:
             for point, state in zip(self.points, self.states, strict=True):
@@ -192,7 +196,7 @@ class _Behind:
                 # A copy: the layers that follow may work in place.
                 given.value = self.arithmetic.product(stored).clone()
                 places.put(state)
-                with quick_linear(self.packed), self.arithmetic.used():
+                with self.arithmetic.used(self.packed, affine=True):
                     outputs = network(*args, **kwargs)
                 self.arithmetic.add(meter, point, outputs, targets)
 
@@ -236,10 +240,10 @@ class _cut_off:
             each.__exit__(*error)
 
 
-def _chunks(subspace: Subspace, points: int) -> Iterator[list[int]]:
+def _chunks(subspace: Subspace, points: int, *, tiled: bool) -> Iterator[list[int]]:
     """Runs of points whose moved parameters fit into MEMORY."""
-    size = sum(subspace.origin.parameters[name].nbytes for name in subspace.moved)
-    device = next(iter(subspace.origin.parameters.values())).device
-    step = max(1, room(device, MEMORY) // max(copies(device) * size, 1))
+    origin = subspace.origin.parameters
+    size = footprint((origin[name] for name in subspace.moved), convolutions=tiled)
+    step = max(1, room(next(iter(origin.values())).device, MEMORY) // max(size, 1))
     for first in range(0, points, step):
         yield np.arange(first, min(first + step, points)).tolist()

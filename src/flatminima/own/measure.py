@@ -310,7 +310,9 @@ def _whole(own: OwnNetworks, about: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"expected a finite {name}, got {value}; give a number")
     threads = torch.get_num_threads()
-    return {"networks": own.identity, "about": dict(about), "threads": threads}
+    found = {"networks": own.identity, "about": dict(about), "threads": threads}
+    # Of such networks losses were rounded otherwise before.
+    return found | ({"convolutions": "in parts"} if own.landscape.convolves_in_parts else {})
 
 
 def exact_anyway(own: OwnNetworks, made: Measurement) -> bool:

@@ -25,6 +25,9 @@ _OF_PARTS = {"radius": 4}
 # Where `fast` was asked for.
 _FAST = {"tile": 3, "line": 3, "radius": 5}
 
+# Added for networks with convolutions, which are computed in parts since.
+_IN_PARTS = {"tile": 10, "line": 10, "radius": 10}
+
 # Settings that joined a kind later: {kind: {"table.key": the value that changes nothing}}.
 _ADDED_TO_RECIPE = {"recipe.augment": "none", "recipe.precision": "float32"}
 _ADDED: dict[str, dict[str, Any]] = {"train": _ADDED_TO_RECIPE, "network": _ADDED_TO_RECIPE}
@@ -71,6 +74,8 @@ class Job:
             found = _OF_PARTS.get(self.kind, found)
         if self.run.get("precision") == "fast":
             found = _FAST.get(self.kind, found)
+        if self.settings.get("model", {}).get("name", "mlp") != "mlp":
+            found += _IN_PARTS.get(self.kind, 0)
         return found
 
     @property

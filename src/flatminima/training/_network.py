@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flatminima._linear import quick_linear
+from flatminima._quick import quick_products
 from flatminima._random import forked
 from flatminima._seeds import derive_seed
 from flatminima.data.dataset import Dataset
@@ -133,7 +133,7 @@ def check_fit(network: nn.Module, dataset: Dataset) -> None:
 
 def outputs_of(network: nn.Module, inputs: Any) -> Any:
     """The network on inputs of any structure: a dict by name, a tuple or list by position."""
-    with quick_linear():
+    with quick_products():
         if isinstance(inputs, dict):
             return network(**inputs)
         if isinstance(inputs, (tuple, list)):

@@ -157,6 +157,27 @@ def test_the_page_on_speed_shows_a_processor_without_avx512() -> None:
     assert f"loop takes {seconds['one pass of the plain loop']:.1f}." in text
 
 
+def test_both_pages_show_convolutions_from_fewer_products() -> None:
+    works = json.loads((ROOT / "results" / "speed" / "cpu-avx2.json").read_text())["works"]
+    found = works["vgg16"]
+    speed = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())
+    plane, last, top = found["plane"], found["last third"], found["radius, top"]
+    seconds = plane["seconds_per_point"]
+    ratio = f"{plane['times_faster_than']['exact']['plain loop']:.1f} times as"
+    ours, loop = f"{seconds['exact']:.2f} s", f"{seconds['plain loop']:.2f} s"
+    assert f"a point takes {ours} in `exact` against {loop} by the plain loop, {ratio} long" in (
+        " ".join(README.split())
+    )
+    assert (
+        f"takes {ours} in place of the {loop} of the plain loop: `exact` is {ratio} fast" in speed
+    )
+    assert f"medians of {len(plane['rounds']['exact'])} rounds" in speed
+    assert f"a point takes {last['seconds_per_point']['exact']:.2f} s;" in speed
+    walk = top["seconds"]
+    assert f"take {walk['exact']:.1f} s, the walk in whole passes would take" in speed
+    assert f"would take {walk['walk, reckoned']:.0f} s" in speed
+
+
 def test_the_page_on_speed_shows_a_processor_with_matrix_units() -> None:
     works = json.loads((ROOT / "results" / "speed" / "cpu-amx.json").read_text())["works"]
     text = " ".join((ROOT / "docs" / "speed.md").read_text(encoding="utf-8").split())

@@ -9,12 +9,13 @@ BatchNorm in evaluation multiplies each channel by a number and adds one: behind
 and the rectifier behind it are done where the convolution wrote its outputs.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from flatminima.landscape._threads import sharing_tensors
 
 # What is done in place behind a convolution, in this order, and where images get smaller.
 _IN_PLACE, _POOLS = (nn.BatchNorm2d, nn.ReLU), (nn.MaxPool2d, nn.AvgPool2d)
@@ -46,8 +47,7 @@ def in_rows(network: nn.Module) -> nn.Module | None:
 
     `None` if none of them would be gone through in parts.
     """
-    tensors = [*network.parameters(), *network.buffers()]
-    made = copy.deepcopy(network, {id(value): value for value in tensors})
+    made = sharing_tensors(network)
     found = False
     for module in made.modules():
         if type(module) is nn.Sequential and "forward" not in vars(module):

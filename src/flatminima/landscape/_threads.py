@@ -43,7 +43,7 @@ def in_threads(
         return
     copies: queue.SimpleQueue[nn.Module] = queue.SimpleQueue()
     for _ in range(count):
-        copies.put(_sharing_tensors(network))
+        copies.put(sharing_tensors(network))
 
     def one(item: Item) -> Result:
         own = copies.get()
@@ -64,7 +64,7 @@ def in_threads(
         torch.set_num_threads(threads)
 
 
-def _sharing_tensors(network: nn.Module) -> nn.Module:
+def sharing_tensors(network: nn.Module) -> nn.Module:
     """A copy of the modules around the same parameters and buffers."""
     tensors: list[Tensor] = [*network.parameters(), *network.buffers()]
     return copy.deepcopy(network, {id(value): value for value in tensors})

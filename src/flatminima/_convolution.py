@@ -3,8 +3,8 @@
 Winograd's minimal filtering (Lavin and Gray 2016, arXiv 1509.09308): a tile of 4 x 4 outputs is
 found from 6 x 6 products per pair of channels where the definition takes 144, a tile of 2 x 2 from
 16 in place of 36. Inputs, kernels and products are transformed by small fixed matrices. Those of
-the tiles of 4 are made for the points 0, 1, -1, 1/2, -2 and infinity, which cost less than two bits
-against the direct way (Barabasz and others 2020, arXiv 1803.10986); tiles of 2 cost none.
+the tiles of 4 are made for the points 0, 1, -1, 1/2, -2 and infinity, which cost less than three
+bits against the direct way (Barabasz and others 2020, arXiv 1803.10986), tiles of 2 less than one.
 
 All of it are matrix products in float32. Where a number is not finite, the direct way is asked: it
 says which outputs are concerned, where a whole tile would be here.

@@ -166,6 +166,16 @@ def test_images_go_through_in_parts_up_to_where_they_shrink(monkeypatch):
     assert seen == [(7, 19), (7, 19), (7, 2), (3, 40)]
 
 
+@pytest.mark.parametrize("build", NETWORKS)
+@pytest.mark.parametrize("part", [1, 5_000, 2**22])
+def test_parts_of_any_size_give_what_the_modules_do(build, part, monkeypatch):
+    network, inputs = made(build, 0).double(), data()[0].double()
+    monkeypatch.setattr(_rows, "_PART", part)
+    with torch.no_grad():
+        got = in_rows(network)(inputs)
+        torch.testing.assert_close(got, network(inputs), atol=1e-12, rtol=1e-12)
+
+
 def test_a_module_that_is_watched_is_called(monkeypatch):
     network, (inputs, _) = made(plain, 0), data()
     seen, watched = split(monkeypatch), []

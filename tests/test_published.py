@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from flatminima.models import vgg16
 from flatminima.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -179,6 +182,39 @@ def test_the_page_on_clusters_shows_what_was_measured():
         of_ideal = scaling["of_ideal"][way]
         assert f"{one:.1f} s and {two:.1f} s with `{way}`, {of_ideal:.2f} of ideal" in page
     assert f"at work {100 * scaling['share_of_time_at_work']['ray, 2']:.0f} %" in page
+
+
+def test_the_page_on_clusters_reckons_with_what_was_measured():
+    page = " ".join((ROOT / "docs" / "clusters.md").read_text(encoding="utf-8").split())
+    measured = json.loads((ROOT / "results/cluster/cluster.json").read_text())
+    core = json.loads((ROOT / "results/cifar10-paper/cost-cpu.json").read_text())["seconds"]
+    rates = json.loads((ROOT / "results/speed/cuda.json").read_text())["works"]["mnist-plane"]
+    best, reached = (
+        rates["gflop_per_second"][name] * 1e9
+        for name in ("float32 product, 8192^3", "exact, 400 points")
+    )
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        vgg16().eval()(torch.empty(1, 3, 32, 32))
+    images, points, tile = 50_000, 200 * 200, 25
+    flop = images * counter.get_total_flops()
+    on_a_core = core["one point under keep"]
+    least, likely = flop / best, flop / reached
+    assert f"p = {on_a_core:.0f} s on one core" in page
+    assert f"its {flop / 1e12:.1f} TFLOP take {least:.2f} s" in page
+    assert f"at the {best / 1e12:.0f} TFLOP/s in float32 that the largest products" in page
+    assert f"{likely:.2f} s at the {reached / 1e12:.0f} that `exact`" in page
+    hours = [points * p / 3600 for p in (on_a_core, least, likely)]
+    assert f"{hours[0]:,.0f} hours of a core, or {hours[1]:.0f} to {hours[2]:.0f} hours of" in page
+    tiles = points // tile
+    assert f"{tiles:,} tiles of {tile} points" in page
+    assert f"{tile * least:.0f} to {tile * likely:.0f} s of a GPU" in page
+    rounds = tiles // 100
+    minutes = [rounds * tile * p / 60 for p in (least, likely)]
+    assert f"{rounds} rounds, in {minutes[0]:.0f} to {minutes[1]:.0f} minutes" in page
+    per_tile = measured["storing"]["seconds_per_tile"]["100 at once"]
+    assert f"more than {tile * least / per_tile // 100 * 100:,.0f} GPUs would send" in page
+    fetched = measured["overhead"]["seconds_per_job"]["reads the weights of VGG16"]["ray"]
+    assert f"3 x {fetched:.2f} s" in page
 
 
 @pytest.mark.parametrize("name", ["kills", "power"])

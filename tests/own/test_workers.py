@@ -3,6 +3,7 @@
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,3 +173,9 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=f"expected the folder {tmp_path} on "):
         anew(made.steps[0][0], {})
     tmp_path.mkdir()
+
+
+def test_ray_is_not_told_which_gpu_to_take():
+    own = SimpleNamespace(landscape=SimpleNamespace(device=torch.device("cuda:1")), states=[])
+    with pytest.raises(ValueError, match=r"--device cuda with --executor ray, got cuda:1; Ray"):
+        _own._opened(_own.Where("ray"), own, [], print)

@@ -117,6 +117,11 @@ def _opened(
     import torch
 
     device = own.landscape.device.type
+    if where.executor == "ray" and own.landscape.device.index:
+        raise ValueError(
+            f"expected --device {device} with --executor ray, got {own.landscape.device}; Ray gives"
+            " every step a GPU, of those that CUDA_VISIBLE_DEVICES names"
+        )
     workers = where.workers
     if workers is None and where.address is None:
         workers = usual_workers(device, where.executor)

@@ -33,13 +33,14 @@ def quick_products(
 
 def footprint(tensors: Iterable[Tensor], *, convolutions: bool = False) -> int:
     """Bytes of weights with what is made of them, where they are."""
-
-    def size(value: Tensor) -> int:
+    found = 0
+    for value in tensors:
+        found += value.nbytes
         if convolutions and tuple(value.shape[2:]) == (3, 3):
-            return value.nbytes + _convolution.transformed_bytes(value)
-        return value.nbytes * (2 if value.device.type == "cpu" and mkl_is_slow() else 1)
-
-    return sum(map(size, tensors))
+            found += _convolution.transformed_bytes(value)
+        elif value.device.type == "cpu" and mkl_is_slow():
+            found += value.nbytes
+    return found
 
 
 class _Quick(TorchFunctionMode):

@@ -72,12 +72,12 @@ class Arithmetic:
 
     def ready(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters as the products take them."""
-
-        def taken(name: str, value: Tensor) -> Tensor:
-            value = value.to(HALF) if self.half and name in self.weights else value
-            return channels_last(value) if self.channels_last else value
-
-        return {name: taken(name, value) for name, value in parameters.items()}
+        ready = dict(parameters)
+        if self.half:
+            ready |= {name: ready[name].to(HALF) for name in self.weights & ready.keys()}
+        if self.channels_last:
+            ready |= channels_last({k: value for k, value in ready.items() if value.ndim == 4})
+        return ready
 
     def product(self, value: Tensor) -> Tensor:
         """An activation on its way into a layer, as the products take it."""

@@ -254,7 +254,4 @@ def _noting(calls: list[str], name: str) -> Callable[..., None]:
 
 
 def _keeping(outputs: dict[str, Any], name: str) -> Callable[..., None]:
-    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-        outputs[name] = output
-
-    return keep
+    return lambda _module, _args, output: outputs.update({name: output})

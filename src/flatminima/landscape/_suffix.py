@@ -6,8 +6,11 @@ rest needs: it is handed over, and what came before is skipped. Where it is not 
 leads around the cut) the rest computes something else, which the proof on a batch shows.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -57,7 +60,7 @@ def cuts(network: nn.Module, moved: Collection[str], inputs: Any) -> Iterator[Cu
 
     Only places that leave out parameters, and modules that are called once, are worth it.
     """
-    calls = _calls(network, inputs)
+    calls = _watched(network, inputs)
     tensors = dict(network.named_parameters())
     ids = {id(tensors[name]) for name in moved}
     # Of tied weights every holder moves.
@@ -66,14 +69,13 @@ def cuts(network: nn.Module, moved: Collection[str], inputs: Any) -> Iterator[Cu
         *network.named_buffers(remove_duplicate=False),
     ]
     moving = {name.rpartition(".")[0] for name, value in every if id(value) in ids}
-    if "" in moving or not moving <= set(calls):
+    if "" in moving or not moving <= calls.left.keys():
         return  # used outside modules' own calls, so nobody knows when
-    start = min(calls[name][0] for name in moving)
-    before = {name: ended for name, (_, ended, _, _) in calls.items() if ended < start}
+    start = min(calls.entered[name] for name in moving)
+    before = {name: ended for name, ended in calls.left.items() if ended < start}
     found = 0
     for name in sorted(before, key=lambda name: -before[name]):
-        _, ended, times, tensor = calls[name]
-        inner = [other for other in before if before[other] < ended]
+        inner = [other for other in before if before[other] < before[name]]
         skipped = tuple(
             other
             for other in inner
@@ -83,42 +85,46 @@ def cuts(network: nn.Module, moved: Collection[str], inputs: Any) -> Iterator[Cu
         gone = [f"{other}." for other in (name, *skipped)]
         left_out = {id(value) for own, value in every if own.startswith(tuple(gone))}
         needed = {id(value) for own, value in every if not own.startswith(tuple(gone))}
-        if times == 1 and tensor and left_out and not left_out & needed and found < _PLACES:
+        plain = calls.times[name] == 1 and calls.tensors[name]
+        if plain and left_out and not left_out & needed and found < _PLACES:
             found += 1
             yield Cut(name, skipped)
 
 
-def _calls(network: nn.Module, inputs: Any) -> dict[str, tuple[int, int, int, bool]]:
-    """For every module called: when first entered, when last left, how often, whether a tensor."""
-    entered: dict[str, int] = {}
-    left: dict[str, int] = {}
-    times: dict[str, int] = {}
-    tensors: dict[str, bool] = {}
-    clock = iter(range(10**9))
+@dataclass
+class _Calls:
+    """Of each module: when first entered, when last left, how often, and whether with a tensor."""
+
+    clock: Iterator[int] = field(default_factory=count)
+    entered: dict[str, int] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
+    times: Counter[str] = field(default_factory=Counter)
+    tensors: dict[str, bool] = field(default_factory=dict)
+
+    def enter(self, name: str, _module: nn.Module, _args: Any) -> None:
+        self.entered.setdefault(name, next(self.clock))
+
+    def leave(self, name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        self.left[name] = next(self.clock)
+        self.times[name] += 1
+        self.tensors[name] = isinstance(output, Tensor)
+
+
+def _watched(network: nn.Module, inputs: Any) -> _Calls:
+    """The calls of all modules in a forward pass."""
+    seen = _Calls()
     handles = []
-
-    def watch(name: str, module: nn.Module) -> None:
-        def enter(_module: nn.Module, _args: Any) -> None:
-            entered.setdefault(name, next(clock))
-
-        def leave(_module: nn.Module, _args: Any, output: Any) -> None:
-            left[name] = next(clock)
-            times[name] = times.get(name, 0) + 1
-            tensors[name] = isinstance(output, Tensor)
-
-        handles.append(module.register_forward_pre_hook(enter))
-        handles.append(module.register_forward_hook(leave))
-
     for name, module in network.named_modules():
         if name:
-            watch(name, module)
+            handles.append(module.register_forward_pre_hook(partial(seen.enter, name)))
+            handles.append(module.register_forward_hook(partial(seen.leave, name)))
     try:
         args, kwargs = arguments(inputs)
         network(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-    return {name: (entered[name], left[name], times[name], tensors[name]) for name in left}
+    return seen
 
 
 def evaluate_suffix(

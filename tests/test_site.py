@@ -18,8 +18,6 @@ import flatminima
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "docs" / "gallery").glob("*.py"))
-# Those that train several networks to the end, or start processes.
-_SLOW = {"groups", "own", "rays"}
 
 
 def _gallery_build():
@@ -73,54 +71,53 @@ def test_the_gallery_shows_every_script_with_what_is_to_be_seen():
     assert all(len(seen) > 60 for seen, _ in found)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in _SLOW))
-        for path in SCRIPTS
-    ],
-)
-def test_the_gallery_is_drawn(path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", _with_source()["PYTHONPATH"])
-    picture = _gallery_build().draw(path)
-    assert _shows_something(picture.png)
-    assert picture.caption or picture.page
-    assert "nan" not in picture.caption
-
-
-@pytest.mark.slow
-def test_site_builds_without_a_warning(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site, with a gallery drawn for it."""
     for library in ("mkdocs", "material", "mkdocstrings"):
         pytest.importorskip(library)
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     built = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
         env={**_with_source(), "NO_MKDOCS_2_WARNING": "1"},
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
-    home = (tmp_path / "index.html").read_text(encoding="utf-8")
+    return folder
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning(site):
+    home = (site / "index.html").read_text(encoding="utf-8")
     assert "api.html" in home
     assert "gallery.html" in home
-    reference = (tmp_path / "api.html").read_text(encoding="utf-8")
+    reference = (site / "api.html").read_text(encoding="utf-8")
     for name in flatminima.__all__:
         assert f'id="flatminima.{name}"' in reference
     assert '<span class="gp">&gt;&gt;&gt; </span>' in reference
     assert "<blockquote>" not in reference
-    _check_gallery(tmp_path)
 
 
-def _check_gallery(site):
-    """Every picture is on the page, with a text in its place and the code that drew it."""
+def test_the_gallery_holds_every_script_and_nothing_else(site):
     page = (site / "gallery.html").read_text(encoding="utf-8")
-    shown = {
-        found[1]: dict(re.findall(r'(\w+)="([^"]*)"', found[0]))
-        for found in re.finditer(r'<img src="gallery/(\w+)\.png"[^>]*>', page)
-    }
+    shown = re.findall(r'<img src="gallery/(\w+)\.png"', page)
     assert sorted(shown) == [path.stem for path in SCRIPTS]
-    plain = html.unescape(re.sub(r"<[^>]+>", "", page))
-    for path in SCRIPTS:
-        assert len(shown[path.stem]["alt"]) > 60
-        assert _shows_something((site / "gallery" / f"{path.stem}.png").read_bytes())
-        assert path.read_text(encoding="utf-8").strip() in plain
     for target in re.findall(r'<figcaption>.*?href="([^"]+)"', page):
         assert (site / target).exists()
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_picture_of_the_gallery_is_shown_with_its_text_and_code(site, path):
+    page = (site / "gallery.html").read_text(encoding="utf-8")
+    (figure,) = (
+        found
+        for found in re.findall(r'<figure class="gallery".*?</figure>', page, re.DOTALL)
+        if f'<img src="gallery/{path.stem}.png"' in found
+    )
+    assert len(re.search(r' alt="([^"]*)"', figure)[1]) > 60
+    caption = re.search(r"<figcaption>(.*?)</figcaption>", figure, re.DOTALL)[1]
+    assert re.sub(r"<[^>]+>", "", caption).strip()
+    assert "nan" not in caption
+    assert _shows_something((site / "gallery" / f"{path.stem}.png").read_bytes())
+    plain = html.unescape(re.sub(r"<[^>]+>", "", page))
+    assert path.read_text(encoding="utf-8").strip() in plain

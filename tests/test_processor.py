@@ -50,6 +50,7 @@ def asked_anew() -> Iterator[None]:
         _processor._processor_multiplies_halves,
         _processor._onednn_at_hand,
         _processor.mkl_is_slow,
+        _processor.has_narrow_vectors,
     )
     for answer in answers:
         answer.cache_clear()
@@ -150,6 +151,22 @@ def test_the_time_of_training_follows_the_processor(study, tmp_path, request):
     quick = job_seconds(job)
     request.getfixturevalue("no_halves")
     assert job_seconds(job) > quick
+
+
+@pytest.mark.usefixtures("asked_anew")
+@pytest.mark.parametrize("kind", ["train", "tile"])
+def test_estimates_follow_the_width_of_vectors(study, tmp_path, monkeypatch, kind):
+    job = next(job for job in make_plan(study, out=tmp_path / "runs").jobs if job.kind == kind)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(_processor, "_processor_multiplies_halves", lambda: True)
+    seconds = []
+    for flags in ("avx2 avx512f avx512_bf16", "avx2", "avx512f", ""):
+        monkeypatch.setattr(_processor, "_cpuinfo", lambda flags=flags: flags)
+        _processor.has_narrow_vectors.cache_clear()
+        seconds.append(job_seconds(job))
+    wide, narrow, *others = seconds
+    assert narrow > wide
+    assert others == [wide, wide]  # where nothing is told, too
 
 
 def test_the_time_of_training_on_a_gpu_does_not(study, tmp_path, request):

@@ -75,6 +75,13 @@ def packs_halves() -> bool:
     return _processor_multiplies_halves() and wide and _onednn_at_hand()
 
 
+@functools.cache
+def has_narrow_vectors() -> bool:
+    """Whether this is a processor with AVX2 and not AVX-512, as far as it tells."""
+    told = _cpuinfo() if platform.machine().lower() in _X86 else ""
+    return bool(told) and "avx512f" not in told
+
+
 def _has_mkl() -> bool:
     import torch
 

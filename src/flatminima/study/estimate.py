@@ -1,6 +1,6 @@
 """About how long a job takes and how much it stores, to say so before a run begins.
 
-The rates were measured on one core of a 2020s server processor, with a second worker beside it;
+The rates were measured on one core of a server processor with AVX-512, a second worker beside it;
 a store that already holds results of a kind corrects them for its own machine.
 """
 
@@ -10,7 +10,7 @@ from math import prod
 from statistics import median
 from typing import Any
 
-from flatminima._processor import multiplies_halves
+from flatminima._processor import has_narrow_vectors, multiplies_halves
 from flatminima.data._table import SOURCES
 from flatminima.study.job import Job
 
@@ -22,7 +22,7 @@ _STEP = 3
 # Evaluations per ray until a crossing is known to 1e-3; steps per ray of the published protocol.
 _EVALUATIONS = {"crossing": 8, "stepwise": 30, "stepwise_perturb": 30}
 # The same where a sample of the examples leads the way, with what that costs.
-_LED = {"crossing": 5, "stepwise": 5}
+_LED = {"crossing": 5, "stepwise": 5, "stepwise_perturb": 5}
 # Opening inputs, building the network, writing results.
 _OVERHEAD = {
     "train": 0.2,
@@ -36,6 +36,8 @@ _VGG16_MULTIPLICATIONS = 313_000_000
 # A training step in half precision takes this share of one in float32 where there are units for it
 # (AVX-512 BF16), and so many times as long where it is imitated (AVX2).
 _HALF_PRECISION, _IMITATED = 0.55, 30.0
+# With vectors half as wide everything takes about so many times as long.
+_NARROW = 2.0
 _MLP_SIZES = (784, 800, 320, 50, 10)
 # What a large GPU takes of a core's time for a forward pass and for a training step, and for a step
 # at least: roughly, to tell minutes from hours before anything of a kind is in the store.
@@ -79,7 +81,7 @@ def job_seconds(job: Job) -> float:
         if gpu:
             steps: float = images / settings["recipe"]["batch_size"]
             return overhead + job.units * (epoch * _TRAIN_RATE * _GPU_STEP + steps * _GPU_LEAST)
-        return overhead + job.units * epoch * _TRAIN_RATE
+        return overhead + job.units * epoch * _TRAIN_RATE * _narrow()
     # Statistics are recomputed by a pass over a part of the data before the pass over all of it.
     recomputed: int = settings.get("recompute", {}).get("samples", 0)
     passes = job.units * (1 + recomputed / images)
@@ -89,7 +91,7 @@ def job_seconds(job: Job) -> float:
         if settings["parameters"] == "top":
             # The top layer's inputs are computed once, and what follows is small.
             passes = 1 + 0.02 * passes
-    return overhead + passes * work * _FORWARD_RATE * (_GPU_FORWARD if gpu else 1.0)
+    return overhead + passes * work * _FORWARD_RATE * (_GPU_FORWARD if gpu else _narrow())
 
 
 def half_precision(job: Job) -> bool:
@@ -99,6 +101,10 @@ def half_precision(job: Job) -> bool:
 
 def _half_precision(*, gpu: bool) -> float:
     return _HALF_PRECISION if gpu or multiplies_halves("cpu") else _IMITATED
+
+
+def _narrow() -> float:
+    return _NARROW if has_narrow_vectors() else 1.0
 
 
 def corrections(jobs: Iterable[Job], records: Iterable[Mapping[str, Any]]) -> dict[str, float]:

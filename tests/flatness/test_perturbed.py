@@ -137,8 +137,13 @@ def test_equals_a_loop_over_the_state_dict(build, step, threshold):
         assert int(ray.evaluations) == round(radius / step) + (finite is not None)
 
 
-def negative_walks(**settings):
-    network, data = pictures()
+def single(network, data):
+    """Both in float32."""
+    return network.float(), fm.Dataset(data.inputs.float(), data.targets, classes=CLASSES)
+
+
+def negative_walks(given=pictures, **settings):
+    network, data = given()
     return fm.flatness_radius(
         fm.Landscape(network, data, **settings.pop("landscape", {})),
         network,
@@ -214,6 +219,46 @@ def test_policy_of_the_landscape_and_parts_of_a_sequence_change_nothing():
     np.testing.assert_array_equal(part.direction, [5, 6, 7])
     for name in ("radius", "outcome", "negative_variances", "first_negative"):
         np.testing.assert_array_equal(part[name], whole[name][5:8])
+
+
+@pytest.mark.parametrize(
+    ("build", "threshold", "limit", "outcome"),
+    [(vectors, 0.2, None, CROSSED), (pictures, 5.0, None, NON_FINITE), (vectors, 9.0, 2, CENSORED)],
+)
+@pytest.mark.parametrize("policy", ["keep", "recompute"])
+def test_in_fast_a_sample_leads_to_the_same_steps(build, threshold, limit, outcome, policy):
+    network, data = single(build()[0], {vectors: points, pictures: images}[build](2003))
+    exact, fast = (
+        fm.flatness_radius(
+            fm.Landscape(network, data, batchnorm=policy, precision=precision),
+            network,
+            directions=6,
+            seed=4,
+            protocol="stepwise",
+            buffers="perturb",
+            step=0.1,
+            threshold=threshold,
+            max_radius=limit,
+        )
+        for precision in ("exact", "fast")
+    )
+    assert (exact.outcome == outcome).any()
+    for name in ("radius", "outcome", "negative_variances", "first_negative"):
+        np.testing.assert_array_equal(fast[name], exact[name])
+    assert fast.evaluations.sum() < exact.evaluations.sum() / 2
+    assert (fast.attrs["precision"], fast.attrs["sampled"]) == ("fast", 200)
+    assert fast.attrs["largest_difference"] > 0.0
+    assert "sampled" not in exact.attrs
+
+
+def test_in_fast_few_examples_are_all_asked():
+    exact, fast = (
+        negative_walks(lambda: single(*pictures()), landscape={"precision": precision})
+        for precision in ("exact", "fast")
+    )
+    np.testing.assert_array_equal(fast.radius, exact.radius)
+    np.testing.assert_array_equal(fast.evaluations, exact.evaluations)
+    assert fast.attrs["sampled"] == 0
 
 
 def test_the_callers_network_is_as_before():

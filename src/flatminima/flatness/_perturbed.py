@@ -8,11 +8,13 @@ the walk as if it had risen. This exists to show what that did, never to measure
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from flatminima.flatness._walk import Radii, Walk, stepwise
+from flatminima.flatness._sample import Sample, some_of, stepwise_by_sample
+from flatminima.flatness._walk import CENSORED, Radii, Walk, stepwise
 from flatminima.landscape import Landscape, Losses
 from flatminima.landscape._batchnorm import batchnorm_layers
 from flatminima.minimum import Minimum
@@ -34,6 +36,8 @@ class Perturbed:
             closed form and whether or not the walk went so far; infinite where none ever does.
         smallest_variance: The smallest running variance of the state itself.
         moved_buffers: How many numbers of running statistics and counters were moved.
+        sampled: Over how many examples the way was looked for; 0 where over all.
+        difference: The largest one found between a rise over them and over all.
         loss: The loss of the state itself.
         path: How losses were computed.
         batchnorm: The policy: the moved statistics are kept.
@@ -44,6 +48,8 @@ class Perturbed:
     first_negative: Float64[np.ndarray, " rays"]
     smallest_variance: float
     moved_buffers: int
+    sampled: int
+    difference: float
     loss: float
     path: str
     batchnorm: str
@@ -59,6 +65,7 @@ def perturbed_stepwise(
     threshold: float,
     step: float,
     limit: float,
+    led: bool = False,
 ) -> Perturbed:
     """Walk stepwise, moving the running statistics with the parameters `names`.
 
@@ -71,6 +78,7 @@ def perturbed_stepwise(
         threshold: The change of the loss that ends a walk.
         step: Length of a step.
         limit: No step goes further than this, except the first.
+        led: Whether a sample of the examples may say which steps are not worth a look.
 
     Raises:
         ValueError: If the network keeps no running statistics, or its own loss is not finite.
@@ -83,14 +91,24 @@ def perturbed_stepwise(
         parameters=[*names, *moved.statistics],
         first=indices.start,
     )
+    some = some_of(landscape, origin) if led else None
+    few = _Moved(some, origin) if some is not None else None
     # Ray by ray: a direction as large as the network is drawn once, and one is kept at a time.
-    rays, negative, first = [], [], []
+    rays, negative, first, difference = [], [], [], 0.0
     for ray in range(len(indices)):
         direction = everything.direction(ray)
         # As its own subspace, whose one direction is then not drawn anew at every step.
-        walk = Walk(moved.losses, Subspace(moved.state, [direction]), threshold)
-        rays.append(stepwise(walk, step=step, limit=limit, stride=1))
-        negative.append(moved.negative_variances)
+        alone = Subspace(moved.state, [direction])
+        walk = Walk(moved.losses, alone, threshold)
+        if some is None or few is None:
+            found = stepwise(walk, step=step, limit=limit, stride=1)
+        else:
+            sample = Sample(Walk(few.losses, alone, threshold), len(some.dataset), difference)
+            found = stepwise_by_sample(walk, sample, step=step, limit=limit, stride=1)
+            difference = sample.difference
+        rays.append(found)
+        last = found.radius[0] + (step if found.outcome[0] != CENSORED else 0.0)
+        negative.append(moved.negative_variances(alone.parameters_at(np.array([last]))))
         first.append(moved.first_negative(direction))
     return Perturbed(
         radii=_joined(rays),
@@ -100,6 +118,8 @@ def perturbed_stepwise(
             float(moved.state.parameters[name].min()) for name in moved.variances
         ),
         moved_buffers=sum(moved.state.parameters[name].numel() for name in moved.statistics),
+        sampled=len(some.dataset) if some is not None else 0,
+        difference=difference,
         loss=walk.loss,
         path=walk.path,
         batchnorm=walk.batchnorm,
@@ -113,7 +133,6 @@ class _Moved:
         state: The origin with its running statistics among its parameters, in the network's types.
         statistics: Their names.
         variances: The names of the running variances, each with its layer's eps.
-        negative_variances: How many of them were negative at the last point evaluated.
     """
 
     def __init__(self, landscape: Landscape, origin: Minimum) -> None:
@@ -141,26 +160,30 @@ class _Moved:
             {name: value for name, value in origin.buffers.items() if name not in moving},
         )
         self._start: Losses | None = None
-        self.negative_variances = 0
 
     def losses(self, subspace: Subspace, coordinates: Coordinates) -> Losses:
-        """The loss at one point of a subspace of states like `state`.
+        """The losses at points of a subspace of states like `state`, one after the other.
 
         A sum for a counter is cut to a whole number, as by assignment into a tensor of integers.
         """
-        (coordinate,) = coordinates
+        return reduce(Losses.followed_by, (self._loss(subspace, each) for each in coordinates))
+
+    def _loss(self, subspace: Subspace, coordinate: Float64[np.ndarray, " dimensions"]) -> Losses:
         if self._start is not None and not coordinate.any():
             return self._start
         tensors = subspace.parameters_at(coordinate)
-        self.negative_variances = sum(
-            int((tensors[name].double() + eps < 0).sum()) for name, eps in self.variances.items()
-        )
         buffers = {name: tensors.pop(name) for name in self.statistics}
         point = Minimum(tensors, self.state.buffers | buffers)
         losses = self._landscape.loss_at(point, batchnorm="keep")
         if not coordinate.any():
             self._start = losses
         return losses
+
+    def negative_variances(self, tensors: Parameters) -> int:
+        """How many variances are negative, with their eps."""
+        return sum(
+            int((tensors[name].double() + eps < 0).sum()) for name, eps in self.variances.items()
+        )
 
     def first_negative(self, direction: Parameters) -> float:
         """How far along a direction the first variance, with eps, falls below zero."""

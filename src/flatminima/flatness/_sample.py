@@ -12,6 +12,7 @@ import numpy as np
 
 from flatminima.flatness._walk import CENSORED, Radii, Walk, ended, steps_within, stepwise
 from flatminima.landscape import Landscape
+from flatminima.minimum import Minimum
 from flatminima.subspace import Subspace
 from flatminima.types import PerPoint
 
@@ -30,9 +31,9 @@ class Sample:
             they are off by.
     """
 
-    def __init__(self, walk: Walk, samples: int) -> None:
+    def __init__(self, walk: Walk, samples: int, difference: float = 0.0) -> None:
         self.walk, self.samples = walk, samples
-        self.difference = 0.0
+        self.difference = difference
 
     def compare(self, rise: float, rise_over_all: float) -> None:
         """Take note of a point that was evaluated in both ways."""
@@ -45,14 +46,19 @@ def sample_of(landscape: Landscape, subspace: Subspace, walk: Walk) -> Sample | 
     It does not where only the top layer moves, whose inputs are kept, where BatchNorm's statistics
     are found anew at every point, nor among few examples.
     """
-    count = min(len(landscape.dataset) // _SHARE, _MOST)
-    if count < _FEWEST or walk.path == "top" or walk.batchnorm not in ("none", "keep"):
+    if walk.path == "top" or walk.batchnorm not in ("none", "keep"):
         return None
-    some = landscape._sampled(subspace.origin, count)
+    some = some_of(landscape, subspace.origin)
     if some is None:
         return None
     losses = partial(some.losses, precision="exact")
     return Sample(Walk(losses, subspace, walk.threshold), len(some.dataset))
+
+
+def some_of(landscape: Landscape, origin: Minimum) -> Landscape | None:
+    """The same over a sample of its examples, if there are enough and one can be drawn."""
+    count = min(len(landscape.dataset) // _SHARE, _MOST)
+    return None if count < _FEWEST else landscape._sampled(origin, count)
 
 
 def stepwise_by_sample(

@@ -13,7 +13,7 @@ import xarray as xr
 
 from flatminima.flatness._crossing import first_crossings
 from flatminima.flatness._perturbed import Perturbed, perturbed_stepwise
-from flatminima.flatness._sample import Sample, sample_of, stepwise_by_sample
+from flatminima.flatness._sample import sample_of, stepwise_by_sample
 from flatminima.flatness._walk import CENSORED, CROSSED, NON_FINITE, OUTCOMES, Radii, Walk, stepwise
 from flatminima.landscape import Landscape
 from flatminima.minimum import State
@@ -107,7 +107,6 @@ def flatness_radius(
         )
     indices = range(first, first + directions)
     walk: Walk | Perturbed
-    sample: Sample | None = None
     if buffers == "perturb":
         walk = perturbed_stepwise(
             landscape,
@@ -118,8 +117,10 @@ def flatness_radius(
             threshold=threshold,
             step=step,
             limit=limit,
+            led=landscape.precision == "fast",
         )
         result = walk.radii
+        sampled, difference = walk.sampled, walk.difference
     else:
         subspace = Subspace.random(origin, directions, seed, parameters=names, first=first)
         # A crossing lies where the loss has risen by 0.05: too little to find it in half precision.
@@ -134,6 +135,7 @@ def flatness_radius(
             result = stepwise(walk, step=step, limit=limit, stride=_STRIDE)
         else:
             result = stepwise_by_sample(walk, sample, step=step, limit=limit, stride=_STRIDE)
+        sampled, difference = (sample.samples, sample.difference) if sample else (0, 0.0)
     dataset = _dataset(
         result,
         np.array(indices),
@@ -161,11 +163,9 @@ def flatness_radius(
             "data_digest": landscape.dataset.digest,
         },
     )
-    if landscape.precision == "fast" and buffers == "policy":
+    if landscape.precision == "fast":
         dataset = dataset.assign_attrs(
-            precision="fast",
-            sampled=sample.samples if sample else 0,
-            largest_difference=sample.difference if sample else 0.0,
+            precision="fast", sampled=sampled, largest_difference=difference
         )
     return _with_variances(dataset, walk) if isinstance(walk, Perturbed) else dataset
 

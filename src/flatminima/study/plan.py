@@ -279,13 +279,12 @@ def _surface_label(about: dict[str, Any]) -> str:
     return f"{about['group']} {about['split']} surface {about['checkpoint']}{policy}"
 
 
-def _precision(study: Study, protocol: str, parameters: str) -> dict[str, str]:
+def _precision(study: Study, parameters: str) -> dict[str, str]:
     """In what a radius is measured: exactly where nothing else is quicker.
 
-    So a study in both shares the top layer's radii, and those of the published fault.
+    So a study in both shares the top layer's radii.
     """
-    exact = parameters == "top" or protocol == "stepwise_perturb"
-    return {"precision": "exact" if exact else study.run.precision}
+    return {"precision": "exact" if parameters == "top" else study.run.precision}
 
 
 def _radii(study: Study, group: Group, split: str, seed: int, network: Job) -> Iterator[Job]:
@@ -316,7 +315,7 @@ def _radii(study: Study, group: Group, split: str, seed: int, network: Job) -> I
                     "threshold": radius.threshold,
                     "max_radius": limits.get(parameters),
                     "seed": radius.seed,
-                    "run": _execution(study) | _precision(study, protocol, parameters),
+                    "run": _execution(study) | _precision(study, parameters),
                 }
                 if protocol == "crossing":
                     settings["tolerance"] = radius.tolerance

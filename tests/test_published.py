@@ -230,3 +230,27 @@ def test_a_hundred_kills_and_power_cuts_were_published_and_none_did_harm(name):
     assert found["environment"]["dirty"] is False
     assert f"{found['files']:,} files" in page
     assert f"[{name}.json](../results/crash-safety/{name}.json)" in page
+
+
+def test_exact_losses_of_trained_networks_are_those_of_float64():
+    page = " ".join((ROOT / "docs" / "definitions.md").read_text(encoding="utf-8").split())
+    shares: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for file in sorted((ROOT / "results" / "accuracy").glob("*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        assert found["environment"]["dirty"] is False
+        for measured in found["measured"]:
+            assert len(measured["loss_in_float64"]) == 3 + 10
+            here = measured["largest_share_of_1_plus_loss"]
+            assert here["exact"] <= 1e-6, (file.name, measured["batchnorm"])
+            shares.setdefault((found["study"], measured["batchnorm"]), []).append(here)
+
+    def worst(way, study, policy):
+        return f"{max(here[way] for here in shares[study, policy]):.1e}"
+
+    kinds = [("mnist-paper", "none"), ("cifar10-quick", "keep"), ("cifar10-quick", "recompute")]
+    assert set(kinds) == set(shares)
+    ours = [worst("exact", *kind) for kind in kinds]
+    torchs = [worst("torch's own float32", *kind) for kind in kinds]
+    assert f"by {ours[0]} of 1 + loss at most" in page
+    assert f"by {ours[1]} under `keep` and {ours[2]} under `recompute`" in page
+    assert f"torch's own float32 by {torchs[0]}, {torchs[1]} and {torchs[2]}" in page

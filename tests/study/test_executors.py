@@ -17,6 +17,7 @@ import pytest
 
 import flatminima
 from flatminima.store import Artifact, Finished, Store
+from flatminima.study import estimate
 from flatminima.study.estimate import job_seconds
 from flatminima.study.execute import StudyFailed, execute
 from flatminima.study.executors import Read, Wanted, local, open_executor
@@ -174,8 +175,10 @@ def test_an_error_that_cannot_travel_keeps_its_words() -> None:
 
 
 def test_a_task_holds_jobs_alike_that_last_seconds_and_leaves_some_for_everybody(
-    store: Store,
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(estimate, "has_narrow_vectors", lambda: False)
+
     def tile(n: int, *needs: Job) -> Job:
         # About a second each, by the estimate.
         job = _job(f"tile{n}", *needs, kind="train", units=200)

@@ -47,15 +47,12 @@ def measure(
         for name in ("exact", "fast")
     }
     float64 = fm.Landscape(minima[0].module().double(), dataset, batchnorm=policy)
-
-    def torchs_own(points: np.ndarray) -> np.ndarray:
-        states = ({**plane.parameters_at(at), **minima[0].buffers} for at in points)
-        losses = [ours["exact"].loss_at(state, batchnorm=policy).loss for state in states]
-        return np.concatenate(losses)
-
     found = {name: scape.losses(plane, points) for name, scape in ours.items()}
     losses = {name: here.loss for name, here in found.items()}
-    losses["torch's own float32"] = torchs_own(points)
+    states = ({**plane.parameters_at(at), **minima[0].buffers} for at in points)
+    losses["torch's own float32"] = np.concatenate(
+        [ours["exact"].loss_at(state, batchnorm=policy).loss for state in states]
+    )
     reference = float64.losses(finer, points).loss
     shares = {name: np.abs(here - reference) / (1 + reference) for name, here in losses.items()}
     return {

@@ -71,6 +71,18 @@ def test_the_gallery_shows_every_script_with_what_is_to_be_seen():
     assert all(len(seen) > 60 for seen, _ in found)
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is not None, reason="drawn for the site, and looked at there"
+)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_the_gallery_is_drawn(path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", _with_source()["PYTHONPATH"])
+    picture = _gallery_build().draw(path)
+    assert _shows_something(picture.png)
+    assert picture.caption or picture.page
+    assert "nan" not in picture.caption
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The folder of the built site, with a gallery drawn for it."""

@@ -100,10 +100,10 @@ def perturbed_stepwise(
         # As its own subspace, whose one direction is then not drawn anew at every step.
         alone = Subspace(moved.state, [direction])
         walk = Walk(moved.losses, alone, threshold)
-        if some is None or few is None:
+        if few is None:
             found = stepwise(walk, step=step, limit=limit, stride=1)
         else:
-            sample = Sample(Walk(few.losses, alone, threshold), len(some.dataset), difference)
+            sample = Sample(Walk(few.losses, alone, threshold), few.samples, difference)
             found = stepwise_by_sample(walk, sample, step=step, limit=limit, stride=1)
             difference = sample.difference
         rays.append(found)
@@ -118,7 +118,7 @@ def perturbed_stepwise(
             float(moved.state.parameters[name].min()) for name in moved.variances
         ),
         moved_buffers=sum(moved.state.parameters[name].numel() for name in moved.statistics),
-        sampled=len(some.dataset) if some is not None else 0,
+        sampled=few.samples if few is not None else 0,
         difference=difference,
         loss=walk.loss,
         path=walk.path,
@@ -130,6 +130,7 @@ class _Moved:
     """A landscape as a function of parameters and running statistics alike.
 
     Attributes:
+        samples: Over how many examples the loss is.
         state: The origin with its running statistics among its parameters, in the network's types.
         statistics: Their names.
         variances: The names of the running variances, each with its layer's eps.
@@ -137,6 +138,7 @@ class _Moved:
 
     def __init__(self, landscape: Landscape, origin: Minimum) -> None:
         self._landscape = landscape
+        self.samples = len(landscape.dataset)
         network = landscape._network
         found = {
             f"{layer}.{name}" if layer else name: module.eps

@@ -76,7 +76,8 @@ class Arithmetic:
         if self.half:
             ready |= {name: ready[name].to(HALF) for name in self.weights & ready.keys()}
         if self.channels_last:
-            ready |= channels_last({k: value for k, value in ready.items() if value.ndim == 4})
+            images = {name: value for name, value in ready.items() if value.ndim == 4}
+            ready |= channels_last(images)
         return ready
 
     def product(self, value: Tensor) -> Tensor:
